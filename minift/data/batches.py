@@ -1,0 +1,116 @@
+"""From examples of every length to rectangular batches, wasting as little work as possible and leaking nothing.
+
+An Example is a list of token ids and, for each, whether it is a target. A Batch is B of them in (B, T) tensors, either
+  padded   one example per row, pads on the right: causal attention never looks to the right, so pads need no mask at all; or
+  packed   several examples per row, each its own segment: positions restart, attention stays within the segment (trap 7).
+In both, the first token of an example is never a target: nothing precedes it that could predict it.
+Proved in tests/data/test_batches.py. Left out: splitting one example over two rows."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minift.errors import InputError
+
+
+class Example(NamedTuple):
+    """One text as the model sees it."""
+
+    ids: list[int]
+    loss_mask: list[bool]
+    """loss_mask[i]: token i is a target, that is, counts in the loss. Always false for i = 0."""
+
+
+@dataclass
+class Batch:
+    token_ids: Tensor
+    """(B, T) int64"""
+    loss_mask: Tensor
+    """(B, T) bool"""
+    segments: Tensor | None = None
+    """(B, T) int64: which example of the row a token belongs to; None if each row is one example."""
+
+    @property
+    def targets(self) -> int:
+        return int(self.loss_mask[:, 1:].sum())
+
+    def to(self, device: torch.device | str) -> "Batch":
+        segments = None if self.segments is None else self.segments.to(device)
+        return Batch(self.token_ids.to(device), self.loss_mask.to(device), segments)
+
+
+def pad(examples: Sequence[Example], pad_id: int = 0) -> Batch:
+    """One example per row, pads on the right up to the longest. The pads' id is never looked at by a loss or a real token."""
+    T = max(len(example.ids) for example in examples)
+    token_ids = torch.full((len(examples), T), pad_id, dtype=torch.int64)
+    loss_mask = torch.zeros(len(examples), T, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        token_ids[row, : len(example.ids)] = torch.tensor(example.ids)
+        loss_mask[row, 1 : len(example.ids)] = torch.tensor(example.loss_mask[1:], dtype=torch.bool)
+    return Batch(token_ids, loss_mask)
+
+
+def pack(examples: Sequence[Example], length: int, pad_id: int = 0) -> Batch:
+    """Fill rows of exactly `length` tokens with whole examples: best fit, longest first. Unused places form a segment of their own.
+
+    Raises InputError for an example longer than a row (truncation is examples.py's business, where it is counted)."""
+    rows: list[list[Example]] = []
+    room: list[int] = []
+    for example in sorted(examples, key=lambda e: -len(e.ids)):
+        size = len(example.ids)
+        if size > length:
+            raise InputError(f"an example of {size} tokens does not fit into a row of {length}: raise the length or truncate it")
+        fitting = [row for row in range(len(rows)) if room[row] >= size]
+        if fitting:
+            row = min(fitting, key=lambda r: room[r])
+        else:
+            row = len(rows)
+            rows.append([])
+            room.append(length)
+        rows[row].append(example)
+        room[row] -= size
+    token_ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
+    loss_mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    segments = torch.zeros(len(rows), length, dtype=torch.int64)             # 0: unused places
+    for row, packed in enumerate(rows):
+        start = 0
+        for number, example in enumerate(packed, 1):
+            end = start + len(example.ids)
+            token_ids[row, start:end] = torch.tensor(example.ids)
+            loss_mask[row, start + 1 : end] = torch.tensor(example.loss_mask[1:], dtype=torch.bool)
+            segments[row, start:end] = number
+            start = end
+    return Batch(token_ids, loss_mask, segments)
+
+
+def by_length(examples: Sequence[Example], tokens: int, seed: int) -> list[list[int]]:
+    """One epoch of batches, as lists of indices: examples of similar length together, at most `tokens` padded tokens each.
+
+    Lengths are sorted after a little noise, so epochs differ; the order of the batches is shuffled. Deterministic by `seed`."""
+    dice = random.Random(seed)
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids) * dice.uniform(0.9, 1.1))
+    batches: list[list[int]] = []
+    longest = 0
+    for index in order:
+        longest = max(longest, len(examples[index].ids))
+        if not batches or longest * (len(batches[-1]) + 1) > tokens:
+            batches.append([])
+            longest = len(examples[index].ids)
+        batches[-1].append(index)
+    dice.shuffle(batches)
+    return batches
+
+
+def windows(stream: Sequence[int], length: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """Cut a long text into overlapping windows: (start, end, first new token), so that every token is new exactly once."""
+    new = 0
+    for start in range(0, max(1, len(stream)), stride):
+        end = min(start + length, len(stream))
+        yield start, end, new
+        new = end
+        if end == len(stream):
+            return

@@ -1,0 +1,108 @@
+"""Attention: every token asks all tokens before it, and takes a weighted mean of their answers (Vaswani et al. 2017, arXiv:1706.03762).
+
+    q = x Wq   k = x Wk   v = x Wv        x: (B, T, C)      q: (B, H, T, D)      k, v: (B, H/G, S, D)
+    out = softmax(q kT / sqrt(D) + bias) v Wo               bias: 0 where a query may look, -inf where not
+
+G query heads share one key/value head (grouped-query attention, arXiv:2305.13245). S = T without a cache, more with one.
+Who may look where is decided once per forward, in `visibility`, for all blocks together: causality, documents in one row,
+padding, a sliding window and ALiBi are all the same kind of thing, a bias on the scores.
+Left out: dropout on attention weights (it slows the fused kernels and no recent family uses it).
+Proved in tests/models/test_transformer.py and tests/parity/test_families.py."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minift.models.cache import KVCache
+from minift.models.config import ModelConfig
+from minift.models.rope import alibi_slopes, rotate
+
+
+def visibility(
+    config: ModelConfig, positions: Tensor, segments: Tensor | None, cache: KVCache | None, window: int | None, slots: int
+) -> Tensor | None:
+    """The bias every head of a block adds to its scores: None (plain causal), bool (B, 1, T, S), or with ALiBi float (B, H, T, S).
+
+    positions (B, T); segments (B, T) or None; slots = S. A query sees a key at or before it, in its own segment, at most
+    window - 1 tokens back. Every query sees at least itself, so no row of the softmax is empty (trap 9)."""
+    T = positions.shape[1]
+    device = positions.device
+    if cache is None:                                                  # places in the row, not positions: packing restarts those
+        query_place = torch.arange(T, device=device)[None]             # (1, T)
+    else:
+        query_place = cache.lengths[:, None] + torch.arange(T, device=device)   # (B, T): the slot each new token goes to
+    key_place = torch.arange(slots, device=device)                     # (S,)
+    back = query_place[:, :, None] - key_place                         # (B or 1, T, S): how far behind the query a key lies
+    if cache is None and segments is None and config.position != "alibi" and (window is None or window >= T):
+        return None
+    seen = back >= 0
+    if window is not None:
+        seen = seen & (back < window)
+    if segments is not None:
+        seen = seen & (segments[:, :, None] == segments[:, None, :])   # (B, T, S)
+    seen = seen[:, None]                                               # (B, 1, T, S)
+    if config.position != "alibi":
+        return seen
+    distance = -back[:, None].float() * alibi_slopes(config.heads, device)[:, None, None]   # (B or 1, H, T, S)
+    return distance.masked_fill(~seen, float("-inf"))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.config, self.layer = config, layer
+        C, D = config.hidden_size, config.head_dim
+        queries, keys = config.heads * D, config.kv_heads * D
+        if config.qkv == "separate":
+            self.q = nn.Linear(C, queries, bias=config.qkv_bias)
+            self.k = nn.Linear(C, keys, bias=config.qkv_bias)
+            self.v = nn.Linear(C, keys, bias=config.qkv_bias)
+        else:
+            self.qkv = nn.Linear(C, queries + 2 * keys, bias=config.qkv_bias)
+        self.out = nn.Linear(queries, C, bias=config.attention_out_bias)
+        self.q_norm = nn.RMSNorm(D, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(D, eps=config.norm_eps) if config.qk_norm else None
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, C) -> q (B, H, T, D), k and v (B, kv heads, T, D)."""
+        B, T, _ = x.shape
+        H, K, D = self.config.heads, self.config.kv_heads, self.config.head_dim
+        if self.config.qkv == "separate":
+            q, k, v = self.q(x), self.k(x), self.v(x)
+        elif self.config.qkv == "joined":                                        # rows: all Q, all K, all V
+            q, k, v = self.qkv(x).split([H * D, K * D, K * D], dim=-1)
+        else:                                                                    # rows: for each kv head its H/K Qs, its K, its V
+            groups = self.qkv(x).view(B, T, K, H // K + 2, D)
+            q, k, v = groups.split([H // K, 1, 1], dim=3)
+        return tuple(part.reshape(B, T, -1, D).transpose(1, 2) for part in (q, k, v))
+
+    def forward(self, x: Tensor, rotation, bias: Tensor | None, cache: KVCache | None, capture: dict | None) -> Tensor:
+        """x (B, T, C) -> (B, T, C). `rotation` is rope.rotation's (cos, sin) or None, `bias` comes from `visibility`."""
+        B, T, _ = x.shape
+        q, k, v = self.project(x)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)                                # (B, kv heads, S, D)
+        if bias is not None and bias.dtype != torch.bool:
+            bias = bias.to(q.dtype)
+        if capture is not None:
+            capture[f"blocks.{self.layer}.attention.weights"] = explicit_weights(q, k, bias)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=q.shape[1] != k.shape[1])
+        return self.out(mixed.transpose(1, 2).reshape(B, T, -1))                 # (B, T, H D) -> (B, T, C)
+
+
+def explicit_weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(q kT / sqrt(D) + bias), (B, H, T, S): what the fused kernel never writes down; for lessons and tests."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)                     # each kv head serves H/K query heads
+    scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5        # (B, H, T, S)
+    if bias is None:
+        T, S = scores.shape[-2:]
+        bias = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
+    if bias.dtype == torch.bool:
+        scores = scores.masked_fill(~bias, float("-inf"))
+    else:
+        scores = scores + bias
+    return scores.softmax(-1)

@@ -1,0 +1,45 @@
+"""The key/value cache: what attention has already computed for the tokens so far.
+
+Without it, each new token would run the whole text through the model again; with it, a step costs one token.
+Slot s of a row holds the key and value of the token at position s, so a row's length is also the position of its next token.
+Ragged prompts are padded on the RIGHT: the pads' slots lie beyond the row's length, where no query may look, and the
+following tokens overwrite them. So nothing is shifted, and no row ever has an empty view (traps 9 and 10).
+Proved in tests/models/test_transformer.py and tests/test_generate.py."""
+
+import torch
+from torch import Tensor
+
+from minift.errors import InputError
+from minift.models.config import ModelConfig
+
+
+class KVCache:
+    """Room for `capacity` tokens in each of B rows, for every block of the model."""
+
+    def __init__(self, config: ModelConfig, batch: int, capacity: int, dtype=torch.float32, device="cpu"):
+        shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)            # (layers, B, kv heads, slots, D)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)   # (B,): tokens each row holds
+        self.capacity = capacity
+        self.filled = 0                                                       # slots in use by the longest row, pads included
+
+    def reserve(self, new: int) -> int:
+        """Called once per forward: how many slots attention has to look at when each row gets `new` tokens."""
+        self.filled = int(self.lengths.max()) + new
+        if self.filled > self.capacity:
+            raise InputError(f"the KV cache has room for {self.capacity} tokens a row, {self.filled} are wanted: make a larger one")
+        return self.filled
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, kv heads, T, D) after each row's tokens; returns all keys and values so far, (B, kv heads, slots in use, D)."""
+        new = keys.shape[2]
+        slots = self.lengths[:, None] + torch.arange(new, device=keys.device)           # (B, T)
+        rows = torch.arange(len(slots), device=keys.device)[:, None]
+        self.keys[layer][rows, :, slots] = keys.transpose(1, 2).to(self.keys.dtype)     # an advanced index puts (B, T) first
+        self.values[layer][rows, :, slots] = values.transpose(1, 2).to(self.values.dtype)
+        return self.keys[layer][:, :, : self.filled], self.values[layer][:, :, : self.filled]
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drop all rows but these (int64 indices): the finished ones cost nothing from here on."""
+        self.keys, self.values, self.lengths = self.keys[:, rows], self.values[:, rows], self.lengths[rows]

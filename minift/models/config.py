@@ -1,0 +1,98 @@
+"""Every architectural choice of a decoder, as one frozen dataclass.
+
+A model family (GPT-2, LLaMA, Falcon, ...) is a setting of these fields, never a class of its own: families.py maps each Hugging Face
+config.json to a ModelConfig and back. Letters: V vocabulary, C model width, H heads, D head width, T time."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts longer than the training one (rope.py has the formulas)."""
+
+    kind: Literal["linear", "dynamic", "llama3"]
+    factor: float
+    """How many times longer the context becomes."""
+    low_freq_factor: float = 1.0
+    """llama3 only: wavelengths longer than original_max_positions / low_freq_factor are divided by `factor`."""
+    high_freq_factor: float = 4.0
+    """llama3 only: wavelengths shorter than original_max_positions / high_freq_factor are left alone."""
+    original_max_positions: int | None = None
+    """The context the model was trained on before it was stretched (llama3; dynamic uses max_positions if None)."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of one decoder. Defaults are LLaMA's choices."""
+
+    vocab_size: int
+    """V: rows of the embedding."""
+    hidden_size: int
+    """C: width of the residual stream."""
+    layers: int
+    """Number of blocks."""
+    heads: int
+    """H: query heads."""
+    kv_heads: int
+    """Key/value heads; H is a multiple of it (grouped-query attention), 1 is multi-query attention."""
+    head_dim: int
+    """D: width of one head; H * D need not equal C."""
+    mlp_size: int
+    """Width inside the MLP."""
+    max_positions: int
+    """The longest context the model was made for; a hard limit only for learned positions."""
+
+    family: str = "llama"
+    """Whose folder layout the weights are read from and written in: a name in families.FAMILIES."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_eps: float = 1e-5
+    norm_offset: float = 0.0
+    """Added to the stored norm weight: Gemma stores w and multiplies by 1 + w."""
+    position: Literal["rope", "learned", "alibi"] = "rope"
+    rope_theta: float = 10000.0
+    rope_dim: int | None = None
+    """How many of the D numbers of a head are rotated (None: all; GPT-NeoX rotates a quarter)."""
+    rope_scaling: RopeScaling | None = None
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    gated: bool = True
+    """down(act(gate(x)) * up(x)) instead of down(act(up(x)))."""
+    qkv: Literal["separate", "joined", "grouped"] = "separate"
+    """Three linears; or one whose rows are all Q, all K, all V (GPT-2, Falcon-7B); or one whose rows are, for each
+    key/value head, its Qs, its K, its V (BLOOM, GPT-NeoX, Falcon-40B)."""
+    qkv_bias: bool = False
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    norm_bias: bool = True
+    """LayerNorm's bias (RMSNorm has none)."""
+    qk_norm: bool = False
+    """RMSNorm over each head of q and k before the rotation (Qwen3)."""
+    windows: tuple[int | None, ...] = ()
+    """Per block, how many latest tokens a token may see, itself included (None: all). Empty: all, in every block."""
+    parallel: bool = False
+    """x + attention(norm1(x)) + mlp(norm2(x)) instead of one after the other."""
+    shared_norm: bool = False
+    """In a parallel block the MLP reads norm1's output and norm2 does not exist (Falcon-7B)."""
+    embed_norm: bool = False
+    """A LayerNorm right after the embedding (BLOOM)."""
+    embed_scale: float = 1.0
+    """The embedding is multiplied by this (Gemma: sqrt(C))."""
+    tie_embeddings: bool = True
+    """The output head is the embedding matrix."""
+    dropout: float = 0.0
+    """On the embedding and on each residual branch, while training."""
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.windows and len(self.windows) != self.layers:
+            raise ValueError(f"windows has {len(self.windows)} entries for {self.layers} layers")
+        if self.shared_norm and not self.parallel:
+            raise ValueError("shared_norm is a choice of parallel blocks only")
+
+    def window(self, layer: int) -> int | None:
+        """The sliding window of block `layer`, or None for full attention."""
+        return self.windows[layer] if self.windows else None

@@ -1,0 +1,66 @@
+"""Where a token stands: rotary embeddings (Su et al. 2021, arXiv:2104.09864) and ALiBi (Press et al. 2021, arXiv:2108.12409).
+
+RoPE turns each pair of numbers (x_i, x_{i + R/2}) of a head by the angle p * f_i, where p is the position, R the rotated width
+and f_i = theta^(-2i / R). Query and key then meet in q . k, which depends on the difference of their positions only.
+We pair the first half with the second ("half-split", as Hugging Face stores weights), not neighbours; docs/conventions.md.
+
+ALiBi adds slope_h * (key position - query position) to the attention score of head h: a penalty that grows with distance.
+
+Everything is computed in float32 from the config at each forward, never kept in a buffer: a buffer would be rounded by
+`model.to(torch.bfloat16)`, which cannot even hold the integers above 256 (trap 35). Left out: YaRN and LongRoPE.
+Proved in tests/models/test_transformer.py and, against transformers, in tests/parity/test_families.py."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from minift.models.config import ModelConfig
+
+
+def frequencies(config: ModelConfig, length: int, device: torch.device | str) -> Tensor:
+    """f_i, shape (R/2,), float32, for a sequence of `length` tokens (only "dynamic" scaling looks at the length)."""
+    width = config.rope_dim or config.head_dim                                     # R
+    theta, scaling = config.rope_theta, config.rope_scaling
+    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
+    if scaling is None:
+        return 1.0 / theta**exponents
+    if scaling.kind == "linear":                                                   # positions are squeezed into the old range
+        return 1.0 / theta**exponents / scaling.factor
+    if scaling.kind == "dynamic":                                                  # the base grows with the length (NTK-aware)
+        trained = scaling.original_max_positions or config.max_positions
+        stretch = scaling.factor * max(length, trained) / trained - (scaling.factor - 1)
+        return 1.0 / (theta * stretch ** (width / (width - 2))) ** exponents
+    return _llama3(1.0 / theta**exponents, config)
+
+
+def _llama3(freqs: Tensor, config: ModelConfig) -> Tensor:
+    """LLaMA 3.1: slow frequencies are divided by the factor, fast ones kept, those between blended linearly."""
+    scaling = config.rope_scaling
+    trained = scaling.original_max_positions or config.max_positions
+    turns = trained * freqs / (2 * math.pi)                                        # full turns within the trained context
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = keep.clamp(0.0, 1.0)
+    return keep * freqs + (1 - keep) * freqs / scaling.factor
+
+
+def rotation(config: ModelConfig, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of every angle: positions (B, T) int -> two tensors (B, 1, T, R/2), float32; the 1 is for the heads."""
+    angles = positions[:, None, :, None].float() * frequencies(config, length, positions.device)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn x (B, H, T, D) by the angles; numbers beyond the rotated width pass unchanged. Computed in float32, returned in x's dtype."""
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half].float(), x[..., half : 2 * half].float(), x[..., 2 * half :]
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+
+
+def alibi_slopes(heads: int, device: torch.device | str) -> Tensor:
+    """(H,) float32: 2^(-8/n), 2^(-16/n), ... for n heads; if H is no power of two, the rest come from every other slope of 2n."""
+    n = 2 ** int(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / n) for i in range(n)]
+    slopes += [2 ** (-4 * (2 * i + 1) / n) for i in range(heads - n)]
+    return torch.tensor(slopes, dtype=torch.float32, device=device)

@@ -1,0 +1,188 @@
+"""The decoder: embed the tokens, let each block read and write one stream of vectors, and predict the next token.
+
+    x = embed[ids]                                  (B, T, C)
+    for each block:  x = x + attention(norm1(x));  x = x + mlp(norm2(x))
+    logits = norm(x) headT                          (B, T, V)
+
+One class serves every family (GPT-2, LLaMA, Mistral, Qwen, Falcon, BLOOM, GPT-NeoX, Gemma): what differs is a field of ModelConfig.
+Three doors lead in: token ids or ready-made embeddings (prompt tuning), and a KV cache (generation, prefix tuning).
+`capture={}` collects named intermediates for a lesson; the normal path never computes them.
+Left out: encoders and experts (not yet needed), cross-attention.
+Proved in tests/models/test_transformer.py; equal to transformers in tests/parity/test_families.py."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from minift.errors import InputError
+from minift.models.attention import Attention, visibility
+from minift.models.cache import KVCache
+from minift.models.config import ModelConfig
+from minift.models.families import module_names
+from minift.models.rope import rotation
+
+ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
+
+
+class OffsetRMSNorm(nn.RMSNorm):
+    """RMSNorm whose stored weight w acts as (offset + w), in float32 as Gemma does it."""
+
+    def __init__(self, width: int, eps: float, offset: float):
+        super().__init__(width, eps=eps)
+        self.offset = offset
+        nn.init.constant_(self.weight, 1.0 - offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.normalized_shape, self.offset + self.weight.float(), self.eps).to(x.dtype)
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    if config.norm == "layernorm":
+        return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+    if config.norm_offset:
+        return OffsetRMSNorm(config.hidden_size, config.norm_eps, config.norm_offset)
+    return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+
+
+class MLP(nn.Module):
+    """down(act(up(x))), or with a gate down(act(gate(x)) * up(x)) (SwiGLU, Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        C, M = config.hidden_size, config.mlp_size
+        self.gate = nn.Linear(C, M, bias=config.mlp_bias) if config.gated else None
+        self.up = nn.Linear(C, M, bias=config.mlp_bias)
+        self.down = nn.Linear(M, C, bias=config.mlp_bias)
+        self.act = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:                           # (B, T, C) -> (B, T, C)
+        if self.gate is None:
+            return self.down(self.act(self.up(x)))
+        return self.down(self.act(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.parallel, self.layer, self.dropout = config.parallel, layer, config.dropout
+        self.norm1 = make_norm(config)
+        self.attention = Attention(config, layer)
+        self.norm2 = None if config.shared_norm else make_norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rotation, bias: Tensor | None, cache: KVCache | None, capture: dict | None) -> Tensor:
+        drop = lambda y: F.dropout(y, self.dropout, self.training) if self.dropout else y
+        normed = self.norm1(x)                                                            # (B, T, C)
+        attended = drop(self.attention(normed, rotation, bias, cache, capture))
+        if self.parallel:                                                                 # both read the same x
+            x = x + attended + drop(self.mlp(normed if self.norm2 is None else self.norm2(x)))
+        else:
+            x = x + attended
+            x = x + drop(self.mlp(self.norm2(x)))
+        if capture is not None:
+            capture[f"blocks.{self.layer}.attention"] = attended
+            capture[f"blocks.{self.layer}.hidden"] = x
+        return x
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model. `Transformer(config)` has random weights; folder.read_model fills in a checkpoint's."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.checkpointing = False
+        """Recompute each block in the backward pass instead of keeping its activations: about 30 % more time, far less memory."""
+        C = config.hidden_size
+        self.embed = nn.Embedding(config.vocab_size, C)
+        self.positions = nn.Embedding(config.max_positions, C) if config.position == "learned" else None
+        self.embed_norm = make_norm(config) if config.embed_norm else None
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = make_norm(config)
+        self.head = nn.Linear(C, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embed.weight
+        self.apply(self._start)
+
+    def _start(self, module: nn.Module) -> None:
+        """Normal(0, 0.02) everywhere, and 1/sqrt(2 layers) of it where a branch joins the stream (GPT-2, section 2.3)."""
+        if isinstance(module, (nn.Linear, nn.Embedding)) and module.weight.device.type != "meta":
+            nn.init.normal_(module.weight, std=0.02)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        if isinstance(module, Block) and module.mlp.down.weight.device.type != "meta":
+            for joining in (module.attention.out, module.mlp.down):      # apply() visits children first
+                joining.weight.data.div_((2 * self.config.layers) ** 0.5)
+
+    def hidden(
+        self,
+        token_ids: Tensor | None = None,
+        *,
+        embeds: Tensor | None = None,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        cache: KVCache | None = None,
+        capture: dict | None = None,
+    ) -> Tensor:
+        """The stream after the last norm, (B, T, C): `forward` without the head. Same arguments."""
+        config = self.config
+        x = self.embed(token_ids) if embeds is None else embeds                         # (B, T, C)
+        B, T, _ = x.shape
+        if cache is not None and segments is not None:
+            raise InputError("a KV cache holds one text per row: pass segments or a cache, not both")
+        if positions is None:
+            positions = self._positions(B, T, segments, cache, x.device)                # (B, T)
+        slots = T if cache is None else cache.reserve(T)                                # S
+        if config.embed_scale != 1.0:
+            x = x * torch.tensor(config.embed_scale, dtype=x.dtype)                     # rounded to x's dtype, as Gemma does
+        if self.positions is not None:
+            if slots > config.max_positions:
+                raise InputError(f"this model has {config.max_positions} learned positions, the text has {slots} tokens: shorten it")
+            x = x + self.positions(positions)
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        if config.dropout:
+            x = F.dropout(x, config.dropout, self.training)
+        if capture is not None:
+            capture["embed"] = x
+        turns = rotation(config, positions, slots) if config.position == "rope" else None
+        biases = {w: visibility(config, positions, segments, cache, w, slots) for w in {config.window(i) for i in range(config.layers)}}
+        for layer, block in enumerate(self.blocks):
+            inputs = (x, turns, biases[config.window(layer)], cache, capture)
+            x = checkpoint(block, *inputs, use_reentrant=False) if self.checkpointing and torch.is_grad_enabled() else block(*inputs)
+        if cache is not None:
+            cache.lengths = cache.lengths + T
+        return self.norm(x)
+
+    def forward(
+        self,
+        token_ids: Tensor | None = None,
+        *,
+        embeds: Tensor | None = None,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        cache: KVCache | None = None,
+        capture: dict | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V); position t predicts token t + 1.
+
+        token_ids (B, T) int64, or embeds (B, T, C) instead. segments (B, T) int: a token sees only its own segment of the row and
+        positions restart at 0 in each; this is packing, and padding too (pads are one more segment). positions (B, T) override
+        the counted ones. cache: the tokens follow those it holds and are added to it. capture: a dict to be filled with
+        "embed", "blocks.N.attention.weights" (B, H, T, S), "blocks.N.attention" and "blocks.N.hidden" (B, T, C)."""
+        return self.head(self.hidden(token_ids, embeds=embeds, positions=positions, segments=segments, cache=cache, capture=capture))
+
+    def _positions(self, B: int, T: int, segments: Tensor | None, cache: KVCache | None, device) -> Tensor:
+        place = torch.arange(T, device=device)
+        if cache is not None:
+            return cache.lengths[:, None] + place
+        if segments is None:
+            return place.expand(B, T)
+        starts = torch.ones_like(segments, dtype=torch.bool)
+        starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+        return place - torch.where(starts, place, 0).cummax(dim=1).values               # distance to the segment's first token
+
+    def module_names(self) -> dict[str, str]:
+        """Our module paths -> the paths the family's Hugging Face checkpoints and adapters use."""
+        return module_names(self.config)
