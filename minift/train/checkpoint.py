@@ -1,0 +1,74 @@
+"""Stopping and going on: everything the next optimizer step depends on, in one file.
+
+    state = step, trained parameters, optimizer states, random-number state, the best score so far
+
+Written aside, synced and renamed (minift/files.py has the same rule for folders), so a kill at any moment leaves the old file.
+Read with `weights_only=True`: a checkpoint is data and can run no code. Proved in tests/train/test_checkpoint.py."""
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minift.errors import InputError
+
+
+def trained_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+    """name -> tensor of what the optimizer changes (a tied matrix once)."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def write(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, best: float | None, bad: int) -> None:
+    """Replace the checkpoint file at `path` by this state; `bad` counts the evaluations since the best one."""
+    state = {
+        "step": step,
+        "parameters": trained_parameters(model),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "rng": torch.get_rng_state(),
+        "best": best,
+        "bad": bad,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.writing")
+    try:
+        with open(aside, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read(path: Path) -> dict:
+    """A state written by `write`. Raises InputError if it is not one."""
+    try:
+        return torch.load(path, weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"there is no checkpoint {path} to go on from: start without --resume") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+        raise InputError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]}): start without --resume") from None
+
+
+def restore(state: dict, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Put model, optimizers and random numbers back to where `state` was written."""
+    load_parameters(model, state["parameters"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    torch.set_rng_state(state["rng"])
+
+
+def load_parameters(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
+    """Copy the trained parameters in; the names and shapes must be exactly those the model trains now."""
+    own = dict(model.named_parameters())
+    trained = {name for name, p in own.items() if p.requires_grad}
+    if trained != set(saved):
+        differing = sorted(trained ^ set(saved))
+        raise InputError(f"the checkpoint trained other parameters than this run ({len(differing)} differ, e.g. {differing[0]}): use the same settings")
+    with torch.no_grad():
+        for name, value in saved.items():
+            if own[name].shape != value.shape:
+                raise InputError(f"the checkpoint's {name} is {tuple(value.shape)}, this run's is {tuple(own[name].shape)}: use the same settings")
+            own[name].copy_(value)

@@ -1,0 +1,80 @@
+"""What a run says and keeps: a live line for the person, metrics.jsonl for the plot, TensorBoard on request.
+
+metrics.jsonl holds one JSON object per line, {"step": ..., "loss": ..., ...}; a line once written is never changed.
+Proved in tests/train/test_log.py."""
+
+import json
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from minift.errors import InputError
+
+
+class Log:
+    """Use as a context manager around the training loop."""
+
+    def __init__(self, folder: Path, steps: int, start: int = 0, tensorboard: bool = False, quiet: bool = False):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = open(folder / "metrics.jsonl", "a", encoding="utf-8")
+        self.board = _board(folder) if tensorboard else None
+        self.console = Console(quiet=quiet)
+        self.progress = Progress(
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), console=self.console, refresh_per_second=2,
+            disable=quiet or not self.console.is_terminal,
+        )
+        self.task = self.progress.add_task("train", total=steps, completed=start, note="")
+        self.began, self.tokens, self.said = time.perf_counter(), 0, time.perf_counter()
+
+    def __enter__(self) -> "Log":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.progress.stop()
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+    def step(self, step: int, loss: float, lr: float, grad_norm: float, tokens: int) -> None:
+        """One optimizer step has been taken: `step` counts from 1, `tokens` are the target tokens it used."""
+        self.tokens += tokens
+        rate = self.tokens / (time.perf_counter() - self.began)
+        self._write({"step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens": tokens, "tokens_per_s": round(rate, 1)})
+        note = f"loss {loss:.3f}  {rate:,.0f} tokens/s"
+        self.progress.update(self.task, completed=step, note=note)
+        total = self.progress.tasks[0].total
+        if not self.console.is_terminal and (time.perf_counter() - self.said > 10 or step == total):    # a log file gets a line each 10 s
+            self.said = time.perf_counter()
+            left = (total - step) * (time.perf_counter() - self.began) / max(1, step)
+            self.console.print(f"step {step}/{total:.0f}  {note}  ETA {left:.0f} s", highlight=False)
+
+    def evaluation(self, step: int, values: dict[str, float]) -> None:
+        self._write({"step": step, **{f"eval_{name}": value for name, value in values.items()}})
+        self.say(f"step {step}: " + "  ".join(f"held-out {name.replace('_', ' ')} {value:.4g}" for name, value in values.items()))
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+    def _write(self, values: dict[str, float]) -> None:
+        self.file.write(json.dumps(values) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, values["step"])
+
+
+def read_metrics(folder: str | Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _board(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard, or leave the option out") from error
+    return SummaryWriter(folder)

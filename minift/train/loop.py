@@ -1,0 +1,187 @@
+"""The training loop: the only one.
+
+    for each optimizer step:
+        for each of its micro-batches:   loss_sum / (targets of the whole step)  -> backward
+        clip the gradient, set the learning rate, step
+
+Losses come as sums and counts, and the division is by the targets of the whole step. So 1 batch of 8, 2 of 4 and 8 of 1 give the
+same gradient (trap 1), and the last, shorter window of an epoch is scaled by its own tokens (trap 2).
+The loop knows no method: which parameters train, what the loss is and how to evaluate come from the recipe.
+Proved in tests/train/test_loop.py. Left out: float16 loss scaling, several devices (yet)."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from minift.data.batches import Batch
+from minift.errors import InputError
+from minift.train import checkpoint
+from minift.train.log import Log
+from minift.train.optim import Schedule, adamw, learning_rate_factor, muon, set_learning_rate
+from minift.train.precision import Precision, autocast
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What every recipe that trains lets you choose."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    epochs: float = 3.0
+    """Passes over the training data (a part of one is fine)."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps, if that comes first."""
+    accumulate: int = 1
+    """Micro-batches per optimizer step; the gradient equals that of one large batch."""
+    schedule: Schedule = "cosine"
+    """How the rate falls after the warm-up."""
+    warmup: float = 0.05
+    """Share of the steps in which the rate rises linearly."""
+    weight_decay: float = 0.01
+    """Decoupled; not applied to norms and biases."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's two averaging rates."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: for training from scratch only; the matrices inside the blocks, AdamW for the rest."""
+    clip: float = 1.0
+    """Largest gradient norm; a longer gradient is scaled down to it. 0 turns clipping off."""
+    precision: Precision = "auto"
+    """auto: bf16 where a quick measurement finds it faster."""
+    compile: bool = False
+    """torch.compile the loss: a minute at the start, faster steps; best when all batches have one shape."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    eval_every: int = 0
+    """Optimizer steps between evaluations; 0: once per epoch."""
+    patience: int = 0
+    """Stop after this many evaluations in a row without a better loss; 0: never."""
+    save_every: int = 0
+    """Optimizer steps between checkpoints; 0: at each evaluation."""
+    seed: int = 0
+    """Of the order of the data, dropout and new weights."""
+    tensorboard: bool = False
+    """Write TensorBoard files into the run folder too (needs the package tensorboard)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended."""
+
+    steps: int
+    """Optimizer steps taken."""
+    best: float | None
+    """The best evaluation loss, whose weights the model holds at the end; None without evaluation."""
+    stopped: Literal["finished", "patience", "interrupted"]
+
+
+Loss = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+"""(model, batch) -> (sum over targets, number of targets)"""
+
+
+def fit(
+    model: nn.Module,
+    epoch_batches: Callable[[int], Sequence[Batch]],
+    loss: Loss,
+    config: LoopConfig,
+    folder: Path,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Outcome:
+    """Train the model's trainable parameters in place.
+
+    epoch_batches(n) gives the micro-batches of epoch n, the same ones each time it is asked. evaluate() returns named values of
+    which "loss" decides what is best. Checkpoints and metrics.jsonl go to `folder`. Raises FloatingPointError at a loss that is not
+    finite, before it reaches the weights."""
+    torch.manual_seed(config.seed)
+    device = next(model.parameters()).device
+    make = muon if config.optimizer == "muon" else adamw
+    optimizers = make(model, config.lr, config.weight_decay, config.betas)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise InputError("nothing to train: every parameter is frozen")
+    per_epoch = math.ceil(len(epoch_batches(0)) / config.accumulate)
+    steps = min(math.ceil(per_epoch * config.epochs), config.max_steps or math.inf)
+    eval_every = config.eval_every or per_epoch
+    last, best_file = folder / "checkpoints" / "last.pt", folder / "checkpoints" / "best.pt"
+    step, best, bad, stopped = 0, None, 0, "finished"
+    if resume:
+        state = checkpoint.read(last)
+        checkpoint.restore(state, model, optimizers)
+        step, best, bad = state["step"], state["best"], state["bad"]
+    if hasattr(model, "checkpointing"):
+        model.checkpointing = config.checkpointing
+    compute = torch.compile(loss, dynamic=False) if config.compile else loss
+
+    def save(path: Path) -> None:
+        checkpoint.write(path, model, optimizers, step, best, bad)
+
+    with Log(folder, steps, step, config.tensorboard, quiet) as log:
+        try:
+            model.train()
+            for window in _windows(epoch_batches, config.accumulate, per_epoch, step, steps):
+                targets = max(1, sum(batch.targets for batch in window))
+                total = 0.0
+                for batch in window:
+                    with autocast(config.precision, device.type):
+                        loss_sum, _ = compute(model, batch.to(device))
+                    (loss_sum / targets).backward()
+                    total += loss_sum.item() / targets
+                norm = nn.utils.clip_grad_norm_(trained, config.clip or math.inf)
+                if not math.isfinite(total) or not torch.isfinite(norm):
+                    raise FloatingPointError(_not_finite(total, step, per_epoch, config.accumulate, last))
+                factor = learning_rate_factor(step, steps, round(config.warmup * steps), config.schedule)
+                set_learning_rate(optimizers, factor)
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                step += 1
+                log.step(step, total, config.lr * factor, norm.item(), targets)
+                if evaluate is not None and (step % eval_every == 0 or step == steps):
+                    values = evaluate()
+                    model.train()
+                    log.evaluation(step, values)
+                    best, bad = (values["loss"], 0) if best is None or values["loss"] < best else (best, bad + 1)
+                    if bad == 0:
+                        save(best_file)
+                if step % (config.save_every or eval_every) == 0 or step == steps:
+                    save(last)
+                if config.patience and bad >= config.patience:
+                    stopped = "patience"
+                    log.say(f"no better held-out loss in {bad} evaluations: stopped at step {step} of {steps}")
+                    break
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            save(last)
+            log.say(f"interrupted after step {step} of {steps}; saved to {last}. Run the same command with --resume to go on")
+    if best is not None and stopped != "interrupted":
+        checkpoint.load_parameters(model, checkpoint.read(best_file)["parameters"])
+    return Outcome(step, best, stopped)
+
+
+def _windows(epoch_batches, accumulate: int, per_epoch: int, step: int, steps: int) -> Iterator[Sequence[Batch]]:
+    """The micro-batches of each optimizer step from `step` on; the last window of an epoch may be shorter."""
+    batches, epoch = [], -1
+    while step < steps:
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            batches = epoch_batches(epoch)
+        place = (step % per_epoch) * accumulate
+        yield batches[place : place + accumulate]
+        step += 1
+
+
+def _not_finite(loss: float, step: int, per_epoch: int, accumulate: int, last: Path) -> str:
+    place = step % per_epoch * accumulate
+    kept = f"the checkpoint of an earlier step is in {last}" if last.exists() else "no checkpoint had been written yet"
+    return (
+        f"the loss is {loss} at step {step + 1} (epoch {step // per_epoch + 1}, batch {place + 1}): training stopped before the weights "
+        f"were touched; {kept}. Try a lower --lr, or --precision fp32"
+    )
