@@ -1,0 +1,97 @@
+"""Each family as a setting of ModelConfig: one function from its Hugging Face config.json, and one back.
+
+    from_hf({"model_type": "llama", "hidden_size": 64, ...}) -> ModelConfig(family="llama", hidden_size=64, ...)
+    to_hf(config)                                            -> the dict for config.json
+
+Both spellings of transformers are read, and both are written: version 4 has torch_dtype, rope_theta and rope_scaling, version 5 has
+dtype and rope_parameters. A field that is absent has the default of the family's transformers class, as transformers reads it.
+An option that would change the numbers and is not implemented here is an error that names it, never ignored. What is passed over:
+dropout on attention weights (attention.py says why), and fields that steer initialisation, caching or generation.
+The weight names are in names.py. Proved in tests/models/test_families.py and, against transformers, tests/parity/test_families.py."""
+
+import dataclasses
+
+from minift.errors import InputError
+from minift.models import gpt_families as gpt
+from minift.models import llama_families as llama
+from minift.models.config import ModelConfig
+from minift.models.names import module_names as module_names
+
+FAMILIES = {
+    "gpt2": (gpt.gpt2, gpt.gpt2_back),
+    "llama": (llama.llama, llama.llama_back),
+    "mistral": (llama.mistral, llama.mistral_back),
+    "qwen2": (llama.qwen2, llama.qwen2_back),
+    "qwen3": (llama.qwen3, llama.qwen3_back),
+    "falcon": (gpt.falcon, gpt.falcon_back),
+    "bloom": (gpt.bloom, gpt.bloom_back),
+    "gpt_neox": (gpt.gpt_neox, gpt.gpt_neox_back),
+    "gemma": (llama.gemma, llama.gemma_back),
+}
+"""model_type -> (config.json to ModelConfig, and back)."""
+
+INERT = {
+    "quantization_config": None,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "pruned_heads": {},
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "logit_scale": None,
+    "num_experts": None,
+    "num_local_experts": None,
+}
+"""Options of any family that we do not implement -> the value at which they change nothing."""
+
+
+def from_hf(hf: dict) -> ModelConfig:
+    """The ModelConfig of a config.json. Raises InputError naming the field it cannot honour."""
+    kind = hf.get("model_type")
+    if kind not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise InputError(f"model_type is {kind!r}: known families are {known}" if kind else f"no model_type; known families are {known}")
+    for option, wanted in INERT.items():
+        if hf.get(option) is not None and hf[option] != wanted:
+            raise InputError(f"{option} is {hf[option]!r}: minift does not implement it; only {wanted!r} or leaving it out will do")
+    try:
+        return FAMILIES[kind][0](hf)
+    except InputError:
+        raise
+    except ValueError as error:                                            # ModelConfig's own checks
+        raise InputError(str(error)) from None
+
+
+def to_hf(config: ModelConfig, dtype: str = "float32") -> dict:
+    """The config.json of a ModelConfig, for transformers 4 and 5. Raises InputError if the family cannot say it."""
+    if config.family not in FAMILIES:
+        raise InputError(f"family is {config.family!r}: known families are {', '.join(FAMILIES)}")
+    eos = config.eos_token_id
+    hf = {
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
+        "pad_token_id": config.pad_token_id,
+        "torch_dtype": dtype,
+        "dtype": dtype,
+        **FAMILIES[config.family][1](config),
+    }
+    again = dataclasses.asdict(from_hf(hf))                                # the file must say exactly this model
+    lost = [f"{name} {value!r}" for name, value in dataclasses.asdict(_plain(config)).items() if again[name] != value]
+    if lost:
+        raise InputError(f"the {config.family} family cannot express {', '.join(lost)}: choose another family or another value")
+    return hf
+
+
+def _plain(config: ModelConfig) -> ModelConfig:
+    """The same model with its redundant choices in the one form that from_hf returns."""
+    windows = config.windows if any(window is not None for window in config.windows) else ()
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind == "llama3" and scaling.original_max_positions is None:
+        scaling = dataclasses.replace(scaling, original_max_positions=config.max_positions)
+    if scaling is not None and scaling.kind != "llama3":                   # the other kinds do not read these
+        trained = None if scaling.original_max_positions == config.max_positions else scaling.original_max_positions
+        scaling = dataclasses.replace(scaling, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=trained)
+    rotated = None if config.rope_dim == config.head_dim else config.rope_dim
+    return dataclasses.replace(config, windows=windows, rope_scaling=scaling, rope_dim=rotated)

@@ -1,0 +1,112 @@
+"""What each family's checkpoints call the modules of our decoder: one table per family, nothing else.
+
+A table maps our module path to the Hugging Face one; {} stands for the block's number. The `.weight` and `.bias` at the end are
+the same on both sides. GPT-2 stores its linears as Conv1D, (in, out): those weights are transposed on the way in and out.
+Adapters (peft/) use the same tables for their keys. Proved in tests/models/test_families.py and tests/parity/test_families.py."""
+
+from minift.models.config import ModelConfig
+
+GPT2 = {
+    "embed": "transformer.wte",
+    "positions": "transformer.wpe",
+    "blocks.{}.norm1": "transformer.h.{}.ln_1",
+    "blocks.{}.attention.qkv": "transformer.h.{}.attn.c_attn",
+    "blocks.{}.attention.out": "transformer.h.{}.attn.c_proj",
+    "blocks.{}.norm2": "transformer.h.{}.ln_2",
+    "blocks.{}.mlp.up": "transformer.h.{}.mlp.c_fc",
+    "blocks.{}.mlp.down": "transformer.h.{}.mlp.c_proj",
+    "norm": "transformer.ln_f",
+    "head": "lm_head",
+}
+
+LLAMA = {                                                      # Mistral, Qwen2, Qwen3 and Gemma use the same names
+    "embed": "model.embed_tokens",
+    "blocks.{}.norm1": "model.layers.{}.input_layernorm",
+    "blocks.{}.attention.q": "model.layers.{}.self_attn.q_proj",
+    "blocks.{}.attention.k": "model.layers.{}.self_attn.k_proj",
+    "blocks.{}.attention.v": "model.layers.{}.self_attn.v_proj",
+    "blocks.{}.attention.out": "model.layers.{}.self_attn.o_proj",
+    "blocks.{}.attention.q_norm": "model.layers.{}.self_attn.q_norm",
+    "blocks.{}.attention.k_norm": "model.layers.{}.self_attn.k_norm",
+    "blocks.{}.norm2": "model.layers.{}.post_attention_layernorm",
+    "blocks.{}.mlp.gate": "model.layers.{}.mlp.gate_proj",
+    "blocks.{}.mlp.up": "model.layers.{}.mlp.up_proj",
+    "blocks.{}.mlp.down": "model.layers.{}.mlp.down_proj",
+    "norm": "model.norm",
+    "head": "lm_head",
+}
+
+FALCON = {                                                     # its norms have three sets of names: see `table`
+    "embed": "transformer.word_embeddings",
+    "blocks.{}.attention.qkv": "transformer.h.{}.self_attention.query_key_value",
+    "blocks.{}.attention.out": "transformer.h.{}.self_attention.dense",
+    "blocks.{}.mlp.up": "transformer.h.{}.mlp.dense_h_to_4h",
+    "blocks.{}.mlp.down": "transformer.h.{}.mlp.dense_4h_to_h",
+    "norm": "transformer.ln_f",
+    "head": "lm_head",
+}
+
+BLOOM = {
+    **FALCON,
+    "embed_norm": "transformer.word_embeddings_layernorm",
+    "blocks.{}.norm1": "transformer.h.{}.input_layernorm",
+    "blocks.{}.norm2": "transformer.h.{}.post_attention_layernorm",
+}
+
+GPT_NEOX = {
+    "embed": "gpt_neox.embed_in",
+    "blocks.{}.norm1": "gpt_neox.layers.{}.input_layernorm",
+    "blocks.{}.attention.qkv": "gpt_neox.layers.{}.attention.query_key_value",
+    "blocks.{}.attention.out": "gpt_neox.layers.{}.attention.dense",
+    "blocks.{}.norm2": "gpt_neox.layers.{}.post_attention_layernorm",
+    "blocks.{}.mlp.up": "gpt_neox.layers.{}.mlp.dense_h_to_4h",
+    "blocks.{}.mlp.down": "gpt_neox.layers.{}.mlp.dense_4h_to_h",
+    "norm": "gpt_neox.final_layer_norm",
+    "head": "embed_out",
+}
+
+CONV1D = (".attention.qkv", ".attention.out", ".mlp.up", ".mlp.down")
+"""The modules whose weights GPT-2 stores as (in, out)."""
+
+BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq")
+"""Endings of stored tensors that are no weights: causal masks and rotary frequencies, which we compute. Skipped when reading."""
+
+
+def table(config: ModelConfig) -> dict[str, str]:
+    """The family's table: our module path with {} for the block -> the Hugging Face path with {} for the block."""
+    if config.family == "falcon":
+        block = "transformer.h.{}."
+        if config.shared_norm:                                                             # 7B
+            return {**FALCON, "blocks.{}.norm1": block + "input_layernorm"}
+        if config.parallel:                                                                # 40B
+            return {**FALCON, "blocks.{}.norm1": block + "ln_attn", "blocks.{}.norm2": block + "ln_mlp"}
+        return {**BLOOM, "blocks.{}.norm1": block + "input_layernorm", "blocks.{}.norm2": block + "post_attention_layernorm"}
+    return {"gpt2": GPT2, "bloom": BLOOM, "gpt_neox": GPT_NEOX}.get(config.family, LLAMA)
+
+
+def module_names(config: ModelConfig) -> dict[str, str]:
+    """Every module with weights: our path -> Hugging Face path ("blocks.0.attention.q" -> "model.layers.0.self_attn.q_proj").
+
+    The head is named even if it is tied, for adapters that sit on it. Modules this config does not have are left out."""
+    absent = {
+        "positions": config.position != "learned",
+        "embed_norm": not config.embed_norm,
+        "blocks.{}.norm2": config.shared_norm,
+        "blocks.{}.attention.q_norm": not config.qk_norm,
+        "blocks.{}.attention.k_norm": not config.qk_norm,
+        "blocks.{}.mlp.gate": not config.gated,
+    }
+    names = {}
+    for ours, theirs in table(config).items():
+        if absent.get(ours, False):
+            continue
+        if "{}" not in ours:
+            names[ours] = theirs
+        for layer in range(config.layers if "{}" in ours else 0):
+            names[ours.format(layer)] = theirs.format(layer)
+    return names
+
+
+def is_transposed(config: ModelConfig, module: str) -> bool:
+    """Whether the checkpoint stores this module's weight as (in, out): GPT-2's Conv1D."""
+    return config.family == "gpt2" and module.endswith(CONV1D)
