@@ -1,0 +1,298 @@
+"""Adapters on a model: put in, switched, turned off, merged, taken out. Written once, for every method.
+
+    before:  parent.q = Linear                    after:  parent.q = Adapted(base=Linear, adapters={"default": LoRALinear, ...})
+
+A PEFT method is a small module and a rule for where it goes. A config (a frozen dataclass such as peft.LoRA) has
+
+    build(model)       -> {path: small module}     where, and what
+    to_file(...), from_file(...), peft_type        its adapter_config.json (files.py)
+
+and a small module has
+
+    forward(base, *inputs)                         called in place of the base module, which it calls itself
+    file_names                                     {its parameter's name: the end of its key in adapter_model.safetensors}
+    merged(base)       -> {base parameter's name: new value}; a method that cannot be merged raises InputError and says why
+
+Everything else is here and in files.py, and knows no method. One named set is active at a time: it alone is trained.
+A merge never writes into a weight. It gives the module a new one and keeps the old one aside, so the way back is exact to the bit
+in every dtype, and a weight shared with another module (tied embeddings) stays what it was there.
+Left out: several sets active at once.
+Proved in tests/peft/test_attach.py."""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from minift.errors import InputError
+
+
+class Method(Protocol):
+    """What attach and files need of a method's config."""
+
+    peft_type: str
+
+    def build(self, model: nn.Module) -> dict[str, nn.Module]: ...
+
+
+class Adapted(nn.Module):
+    """Stands where `base` stood. Its call goes to the active small module, or straight to the base."""
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.base = base
+        self.adapters = nn.ModuleDict()
+        self.active: str | None = None
+        self.training = base.training
+
+    def forward(self, *inputs, **named):
+        if self.active is None:
+            return self.base(*inputs, **named)
+        return self.adapters[self.active](self.base, *inputs, **named)
+
+    def __getattr__(self, name: str):
+        """`layer.weight`, `layer.in_features`: whatever the wrapper has not, the base is asked for."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+
+@dataclasses.dataclass
+class State:
+    """What a model remembers of its adapters; lives on the model as the plain attribute `_peft`."""
+
+    sets: dict[str, Method]
+    wrappers: dict[str, Adapted]
+    """Path -> the wrapper there; while merged they are out of the tree, but still here."""
+    trained_before: set[str]
+    """The parameters that were trainable before the first attach froze them."""
+    active: str | None = None
+    merged: str | None = None
+    backup: dict[str, dict[str, nn.Parameter]] = dataclasses.field(default_factory=dict)
+    """While merged: path -> the base's own parameters."""
+    tie_cut: bool = False
+    """While merged: the model's config said "tied embeddings" and no longer does."""
+
+
+def state_of(model: nn.Module) -> State:
+    state = model.__dict__.get("_peft")
+    if state is None:
+        raise InputError("no adapters are attached to this model: call peft.attach or peft.load first")
+    return state
+
+
+def attach(model: nn.Module, method: Method, name: str = "default") -> None:
+    """Freeze the model and give it the small modules of `method`, as the set `name`, active and trainable."""
+    put_in(model, method, method.build(model), name)
+
+
+def put_in(model: nn.Module, method: Method, small: dict[str, nn.Module], name: str) -> None:
+    """Insert ready-made small modules ({path: module}); nothing is changed if anything is refused."""
+    state = model.__dict__.get("_peft")
+    if not re.fullmatch(r"[\w-]+", name) or hasattr(nn.ModuleDict(), name):
+        raise InputError(f"{name!r} cannot name a set of adapters: use letters, digits, _ and -")
+    if state is not None and name in state.sets:
+        raise InputError(f"this model already has a set named {name!r}: peft.remove it, or choose another name")
+    if state is not None and state.merged:
+        raise InputError(f"the set {state.merged!r} is merged into the weights: peft.unmerge, or peft.remove it to keep the merged weights")
+    if state is None:
+        trained = {n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+        state = model._peft = State({}, {}, trained)
+        model.requires_grad_(False)
+    fresh = {path: Adapted(base_at(model, path)) for path in small if path not in state.wrappers}
+    swap({wrapper.base: wrapper for wrapper in fresh.values()}, model)
+    state.wrappers.update(fresh)
+    for path, module in small.items():
+        state.wrappers[path].adapters[name] = module.train(state.wrappers[path].training)
+    state.sets[name] = method
+    switch(model, name)
+
+
+def switch(model: nn.Module, name: str) -> None:
+    """Make the set `name` the active one: it answers, and it alone is trainable."""
+    state = state_of(model)
+    _known(state, name)
+    if state.merged:
+        raise InputError(f"the set {state.merged!r} is merged into the weights: peft.unmerge before switching")
+    _activate(state, name)
+
+
+def names(model: nn.Module) -> list[str]:
+    """The sets on this model, in the order they came."""
+    state = model.__dict__.get("_peft")
+    return [] if state is None else list(state.sets)
+
+
+@contextlib.contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model is its base, exactly: the reference model of DPO and PPO costs no second copy."""
+    state = state_of(model)
+    if state.merged:
+        unmerge(model)
+        try:
+            yield
+        finally:
+            merge(model)
+        return
+    for wrapper in state.wrappers.values():
+        wrapper.active = None
+    try:
+        yield
+    finally:
+        for wrapper in state.wrappers.values():
+            wrapper.active = state.active if state.active in wrapper.adapters else None
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> None:
+    """Compute the active set into the weights and put the original modules back in the tree: same function, no extra cost.
+
+    The old weights are kept aside for unmerge; `remove` of the merged set lets go of them and leaves a plain model, ready to be
+    saved. Where a tied weight is merged the tie is cut, and the model's config says so (trap 25)."""
+    state = state_of(model)
+    if state.merged:
+        raise InputError(f"the set {state.merged!r} is merged already: merging twice would add it twice")
+    if state.active is None:
+        raise InputError("no set is active: peft.switch to the one to merge")
+    new = {path: w.adapters[w.active].merged(w.base) for path, w in state.wrappers.items() if w.active}   # all, or a refusal and no change
+    owners: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    shared = False
+    for path, values in new.items():
+        base = state.wrappers[path].base
+        state.backup[path] = {key: getattr(base, key) for key in values}
+        shared |= any(owners[id(old)] > 1 for old in state.backup[path].values())
+        for key, value in values.items():
+            setattr(base, key, nn.Parameter(value, requires_grad=False))
+    state.tie_cut = shared and _tied(model)
+    if state.tie_cut:
+        _say_tied(model, False)
+    swap({wrapper: wrapper.base for wrapper in state.wrappers.values()}, model)
+    state.merged = state.active
+
+
+def unmerge(model: nn.Module) -> None:
+    """Undo merge: the very parameters of before, bit for bit, ties included."""
+    state = state_of(model)
+    if not state.merged:
+        raise InputError("no set is merged into this model: there is nothing to undo")
+    for path, parameters in state.backup.items():
+        for key, parameter in parameters.items():
+            setattr(state.wrappers[path].base, key, parameter)
+    if state.tie_cut:
+        _say_tied(model, True)
+    for wrapper in state.wrappers.values():
+        wrapper.train(wrapper.base.training)
+    swap({wrapper.base: wrapper for wrapper in state.wrappers.values()}, model)
+    state.backup, state.merged, state.tie_cut = {}, None, False
+
+
+def remove(model: nn.Module, name: str) -> None:
+    """Take a set out. Without sets the model is what it was, in its module types and in what is trainable too.
+
+    If the set is merged, the merged weights stay and the way back is dropped. If it was active, the model runs as its base until
+    the next switch."""
+    state = state_of(model)
+    _known(state, name)
+    others = [other for other in state.sets if other != name]
+    if state.merged == name:
+        if others:
+            raise InputError(f"{name!r} is merged, and the sets {others} were trained on the weights without it: remove them first, or unmerge")
+        state.backup, state.merged = {}, None
+    for path, wrapper in list(state.wrappers.items()):
+        if name in wrapper.adapters:
+            del wrapper.adapters[name]
+        if not wrapper.adapters:
+            swap({wrapper: wrapper.base}, model)
+            del state.wrappers[path]
+    del state.sets[name]
+    if state.active == name and state.merged is None:
+        _activate(state, None)
+    if not others:
+        for key, parameter in model.named_parameters(remove_duplicate=False):
+            parameter.requires_grad_(key in state.trained_before)
+        del model._peft
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """How much of a model is trained: numbers of parameters (a tied weight counts once), and the trained ones' bytes."""
+
+    trained: int
+    total: int
+    percent: float
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.trained:,} of {self.total:,} parameters trained ({self.percent:.3f} %), {self.bytes:,} bytes"
+
+
+def trainable(model: nn.Module) -> Counts:
+    """Count what an optimizer would update, adapters or not."""
+    parameters = list(model.parameters())
+    chosen = [p for p in parameters if p.requires_grad]
+    trained, total = sum(p.numel() for p in chosen), sum(p.numel() for p in parameters)
+    return Counts(trained, total, 100 * trained / max(total, 1), sum(p.numel() * p.element_size() for p in chosen))
+
+
+def base_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Path -> module of the model as it was before any adapter; a module found under two paths is listed under the first."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+
+    def walk(path: str, module: nn.Module) -> None:
+        module = module.base if isinstance(module, Adapted) else module
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        found[path] = module
+        for name, child in module.named_children():
+            walk(f"{path}.{name}" if path else name, child)
+
+    walk("", model)
+    return found
+
+
+def base_at(model: nn.Module, path: str) -> nn.Module:
+    module = model.get_submodule(path) if path else model
+    return module.base if isinstance(module, Adapted) else module
+
+
+def swap(replacements: dict[nn.Module, nn.Module], model: nn.Module) -> None:
+    """Put each value wherever its key stands in the tree; a module used in two places is replaced in both."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):        # named_children() would skip a second name of the same module
+            if child in replacements:
+                setattr(parent, name, replacements[child])
+
+
+def _activate(state: State, name: str | None) -> None:
+    state.active = name
+    for wrapper in state.wrappers.values():
+        wrapper.active = name if name in wrapper.adapters else None
+        for key, module in wrapper.adapters.items():
+            module.requires_grad_(key == name)
+
+
+def _tied(model: nn.Module) -> bool:
+    """Does the model's config (ours, or a transformers one) say that the head is the embedding?"""
+    config = getattr(model, "config", None)
+    return bool(getattr(config, "tie_embeddings", False) or getattr(config, "tie_word_embeddings", False))
+
+
+def _say_tied(model: nn.Module, tied: bool) -> None:
+    if hasattr(model.config, "tie_embeddings"):
+        model.config = dataclasses.replace(model.config, tie_embeddings=tied)       # ours is frozen
+    else:
+        model.config.tie_word_embeddings = tied
+
+
+def _known(state: State, name: str) -> None:
+    if name not in state.sets:
+        raise InputError(f"this model has no set named {name!r}; it has {sorted(state.sets)}")

@@ -1,0 +1,171 @@
+"""Adapters as Hugging Face peft folders, written and read.
+
+    adapter_config.json          peft_type, target_modules and the method's own fields
+    adapter_model.safetensors    base_model.model.<Hugging Face path of the module>.<the parameter's name in the file>
+
+for LoRA on a LLaMA: "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight". The name of the set is in neither file.
+peft only warns about keys it misses and goes on with B = 0, which is the base model. Here a missing, left-over or mis-shaped
+tensor, and an option that would change the numbers and is not implemented, is an error that names it (traps 22, 27), raised
+before the model is touched.
+Left out: pickled adapter_model.bin (refused, never opened), modules_to_save, adapters sharded over several files.
+Proved in tests/peft/test_files.py and tests/parity/test_peft_lora.py."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minift.errors import InputError
+from minift.files import new_folder
+from minift.models.config import ModelConfig
+from minift.models.names import is_transposed
+from minift.peft.attach import Method, base_at, base_modules, put_in, state_of
+from minift.peft.lora import LoRA
+from minift.peft.targets import is_conv1d, is_embedding, is_linear, published_names, shortest
+
+METHODS = {"LORA": LoRA}
+"""peft_type -> config."""
+
+INERT = {
+    "auto_mapping", "base_model_name_or_path", "bias", "inference_mode", "layers_pattern", "megatron_core", "peft_type", "peft_version",
+    "qalora_group_size", "revision", "runtime_config", "task_type",
+}  # fmt: skip
+"""Fields of an adapter_config.json that change no number by themselves (bias is checked on its own)."""
+
+CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+
+
+def tensors(model: nn.Module, small: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """The key each parameter of the small modules has in adapter_model.safetensors."""
+    names = published_names(model)
+    return {
+        f"{PREFIX}{names[path]}.{module.file_names[name]}": parameter
+        for path, module in small.items()
+        for name, parameter in module.named_parameters()
+    }
+
+
+def save(model: nn.Module, folder: str | Path, name: str = "default", overwrite: bool = False, base_model: str | None = None) -> None:
+    """Write the set `name` as a peft folder, whole or not at all. base_model: what the config calls the model it belongs to."""
+    state = state_of(model)
+    if name not in state.sets:
+        raise InputError(f"this model has no set named {name!r}; it has {sorted(state.sets)}")
+    method = state.sets[name]
+    small = {path: wrapper.adapters[name] for path, wrapper in state.wrappers.items() if name in wrapper.adapters}
+    names, modules = published_names(model), base_modules(model)
+    could = [names[path] for path, module in modules.items() if is_linear(module) or is_embedding(module)]
+    ours = isinstance(getattr(model, "config", None), ModelConfig)
+    transposed = any(is_conv1d(modules[path]) or (ours and is_transposed(model.config, path)) for path in small)
+    fields = {
+        "peft_type": method.peft_type,
+        "task_type": "CAUSAL_LM" if ours else None,
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        **method.to_file(shortest([names[path] for path in small], could), transposed),
+    }
+    stored = {key: parameter.detach().cpu().contiguous() for key, parameter in tensors(model, small).items()}
+    with new_folder(folder, overwrite) as aside:
+        save_file(stored, aside / WEIGHTS, metadata={"format": "pt"})
+        (aside / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def load(model: nn.Module, folder: str | Path, name: str = "default") -> None:
+    """Attach the adapter in `folder` to its base model as the set `name`, active and trainable."""
+    method, found = read(folder)
+    small = method.build(model)
+    wanted, own = tensors(model, small), base_tensors(model, small)
+    where = Path(folder) / WEIGHTS
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys() - own.keys())
+    if missing or extra:
+        raise InputError(
+            f"{where}: the tensors are not those that {CONFIG} and this model call for.{_some('missing', missing)}{_some('left over', extra)}"
+            " Is it an adapter for another model, or were keys renamed?"
+        )
+    for key, base in own.items():
+        if key in found and not same(found[key], base):
+            raise InputError(f"{where}: {key} is not this model's own weight, so the adapter was made for another base (or a resized one)")
+    for key, parameter in wanted.items():
+        if found[key].shape != parameter.shape:
+            raise InputError(
+                f"{where}: {key} has shape {tuple(found[key].shape)}, but {CONFIG} and this model call for {tuple(parameter.shape)}:"
+                " the rank in the config is another, or the adapter belongs to another model"
+            )
+        if not found[key].isfinite().all():
+            raise InputError(f"{where}: {key} contains NaN or infinity: the training that wrote it had diverged")
+        with torch.no_grad():
+            parameter.copy_(found[key])
+    put_in(model, method, small, name)
+
+
+def read(folder: str | Path) -> tuple[Method, dict[str, Tensor]]:
+    """The method's config and the tensors of a peft folder, checked as far as possible without the model."""
+    folder = Path(folder)
+    fields = _read_config(folder)
+    kind = fields.get("peft_type")
+    if kind not in METHODS:
+        raise InputError(f"{folder / CONFIG}: peft_type is {kind!r}; minift reads {', '.join(METHODS)}")
+    targets = fields.get("target_modules")
+    if not targets or not (isinstance(targets, str) or isinstance(targets, list) and all(isinstance(t, str) for t in targets)):
+        raise InputError(f"{folder / CONFIG}: target_modules is {targets!r}: it must say which modules the adapter is on")
+    if fields.get("bias", "none") != "none":
+        raise InputError(f"{folder / CONFIG}: bias is {fields['bias']!r}: minift does not train biases beside {kind}; only 'none' will do")
+    try:
+        method = METHODS[kind].from_file(fields)
+    except (InputError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
+    unknown = [f"{key} = {value!r}" for key, value in fields.items() if key not in INERT and value not in (None, False, [], {}, "")]
+    if unknown:
+        raise InputError(f"{folder / CONFIG}: minift does not implement {', '.join(unknown)}; ignoring it would give other numbers")
+    try:
+        return method, load_file(_weights(folder))
+    except SafetensorError as error:
+        raise InputError(f"{folder / WEIGHTS} is damaged or cut short ({error}): copy or save it again") from None
+
+
+def base_tensors(model: nn.Module, small: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Keys under which peft also stores the base's own weights (it does so for embeddings and heads it adapts)."""
+    names = published_names(model)
+    return {
+        f"{PREFIX}{names[path]}.base_layer.{key}": value for path in small for key, value in base_at(model, path).named_parameters()
+    }
+
+
+def same(found: Tensor, own: Tensor) -> bool:
+    """Equal, if need be after one of them was rounded to the other's dtype."""
+    own = own.detach().cpu()
+    return found.shape == own.shape and (torch.equal(found.to(own.dtype), own) or torch.equal(found, own.to(found.dtype)))
+
+
+def _read_config(folder: Path) -> dict:
+    if not folder.is_dir():
+        raise InputError(f"no such folder: {folder}")
+    try:
+        fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder} is not an adapter folder: it has no {CONFIG}") from None
+    except ValueError as error:                                            # not JSON, or not UTF-8
+        raise InputError(f"{folder / CONFIG} is not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{folder / CONFIG} must hold a JSON object, not a {type(fields).__name__}")
+    return fields
+
+
+def _weights(folder: Path) -> Path:
+    if (folder / WEIGHTS).is_file():
+        return folder / WEIGHTS
+    if (folder / "adapter_model.bin").exists():
+        raise InputError(
+            f"{folder} has only a pickled adapter_model.bin, which could run any code when opened. Ask its author for {WEIGHTS}, or, if you"
+            " trust the file, load it with Hugging Face peft and save_pretrained it again"
+        )
+    raise InputError(f"{folder} has no {WEIGHTS}")
+
+
+def _some(what: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    rest = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return f" {len(keys)} {what}: {', '.join(keys[:3])}{rest}."

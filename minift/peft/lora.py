@@ -1,0 +1,155 @@
+"""LoRA: learn a low-rank change to a frozen weight (Hu et al. 2021, arXiv:2106.09685).
+
+    y = x WT + s (x AT) BT          W: (N, K) frozen      A: (r, K)      B: (N, r)      s = alpha / r
+
+         x ---- W (N x K, frozen) ------- + -- y          one matrix of N K numbers is left alone;
+          \\---- A (r x K) -- B (N x r) --/                r (N + K) numbers are learned
+
+B starts at zero, so step 0 is the pretrained model exactly. Merging adds s B A to W: same function, no extra cost.
+An embedding is a linear on one-hot rows: row t of the table E (V, C) gets s (B A)T[t], with A (r, V) zero at the start instead.
+rsLoRA (Kalajdzievski 2023, arXiv:2312.03732) is s = alpha / sqrt(r), which keeps the size of the step when r grows.
+A and B stay float32 whatever the base is (steps of 1e-4 would vanish in bf16); the two products run in the dtype of x.
+Left out: dropout on token ids, convolutions, a bias on B.
+Proved in tests/peft/test_lora.py; equal to Hugging Face peft in tests/parity/test_peft_lora.py."""
+
+import math
+import re
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minift.errors import InputError
+from minift.peft.targets import find, is_conv1d, is_embedding, published_names
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Which modules get a low-rank change, and how large."""
+
+    rank: int = 8
+    """r: numbers in the middle of B A. Section 7.2 of the paper: small ranks are often enough."""
+    alpha: float = 16
+    """The change is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """On x, on its way to A only, while training."""
+    targets: str | list[str] | tuple[str, ...] = "all-linear"
+    """"all-linear", names or ends of paths, or a regular expression (targets.py)."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Another rank for some modules: a regular expression for the end of the file path -> rank. The first that matches counts."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """Another alpha, likewise."""
+
+    peft_type = "LORA"
+
+    def __post_init__(self):
+        for rank in (self.rank, *self.rank_pattern.values()):
+            if not isinstance(rank, int) or rank < 1:
+                raise InputError(f"LoRA rank is {rank!r}: it must be a whole number, at least 1")
+        for alpha in (self.alpha, *self.alpha_pattern.values()):
+            if not math.isfinite(alpha) or alpha == 0:
+                raise InputError(f"LoRA alpha is {alpha!r}: the change is multiplied by alpha / rank, so it must be finite and not 0")
+        for end in (*self.rank_pattern, *self.alpha_pattern):
+            try:
+                re.compile(end)
+            except re.error as error:
+                raise InputError(f"{end!r} in a rank or alpha pattern is not a regular expression: {error}") from None
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"LoRA dropout is {self.dropout!r}: it must be at least 0 and below 1")
+
+    def build(self, model: nn.Module) -> dict[str, nn.Module]:
+        names, small = published_names(model), {}
+        for path, base in find(model, self.targets).items():
+            rank, alpha = at(self.rank_pattern, names[path], self.rank), at(self.alpha_pattern, names[path], self.alpha)
+            scale = alpha / math.sqrt(rank) if self.rslora else alpha / rank
+            small[path] = LoRAEmbedding(base, rank, scale) if is_embedding(base) else LoRALinear(base, rank, scale, self.dropout)
+        return small
+
+    def to_file(self, targets: list[str], transposed: bool) -> dict:
+        """The fields of adapter_config.json that are LoRA's own. transposed: the checkpoint stores its weights (K, N), as GPT-2's does."""
+        return {
+            "r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout, "use_rslora": self.rslora,
+            "target_modules": targets, "rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern,
+            "fan_in_fan_out": transposed, "bias": "none", "init_lora_weights": True,
+        }  # fmt: skip
+
+    @classmethod
+    def from_file(cls, fields: dict) -> "LoRA":
+        """From the fields of an adapter_config.json; takes out (pops) those it understands, so that the caller can refuse the rest."""
+        start = fields.pop("init_lora_weights", True)
+        if start not in (True, False, None, "gaussian", "eva", "orthogonal"):
+            raise InputError(f"init_lora_weights is {start!r}: that start changes the base's weights too. Convert the adapter to plain LoRA first")
+        fields.pop("fan_in_fan_out", None)                  # how the base is stored; A and B are the same either way
+        return cls(
+            rank=fields.pop("r", 8),
+            alpha=fields.pop("lora_alpha", 8),
+            dropout=fields.pop("lora_dropout", 0.0),
+            targets=fields.pop("target_modules"),
+            rslora=fields.pop("use_rslora", False),
+            rank_pattern=fields.pop("rank_pattern", None) or {},
+            alpha_pattern=fields.pop("alpha_pattern", None) or {},
+        )
+
+
+def at(pattern: dict, path: str, default):
+    """The value of the first regular expression in `pattern` that matches the end of `path`, as peft has it."""
+    return next((value for end, value in pattern.items() if re.match(rf"(.*\.)?({end})$", path)), default)
+
+
+class LoRALinear(nn.Module):
+    """base(x) + s (x AT) BT; A uniform in +-1/sqrt(K), B zero."""
+
+    file_names = {"A": "lora_A.weight", "B": "lora_B.weight"}
+
+    def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float = 0.0):
+        super().__init__()
+        weight = base.weight
+        N, K = weight.shape[::-1] if is_conv1d(base) else (base.out_features, base.in_features)
+        dtype = torch.promote_types(weight.dtype, torch.float32)                      # at least float32 (trap 34)
+        self.scale, self.dropout = scale, dropout
+        self.A = nn.Parameter(torch.empty(rank, K, dtype=dtype, device=weight.device).uniform_(-(K**-0.5), K**-0.5))
+        self.B = nn.Parameter(torch.zeros(N, rank, dtype=dtype, device=weight.device))
+
+    def forward(self, base: nn.Module, x: Tensor) -> Tensor:                          # (..., K) -> (..., N)
+        y = base(x)                                                                   # (..., N)
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+        low = F.linear(x, self.A.to(x.dtype))                                         # (..., r); the (N, K) change is never built
+        return y + F.linear(self.scale * low, self.B.to(x.dtype))                     # s on r numbers, not on N
+
+    def merged(self, base: nn.Module) -> dict[str, Tensor]:
+        """W + s B A, added in float32 and rounded once."""
+        change = self.scale * (self.B @ self.A)                                       # (N, K)
+        return {"weight": added(base.weight, change.T if is_conv1d(base) else change)}
+
+
+class LoRAEmbedding(nn.Module):
+    """base(ids) + s A[:, ids]T BT; A zero, B standard normal, as peft starts them."""
+
+    file_names = {"A": "lora_embedding_A", "B": "lora_embedding_B"}
+
+    def __init__(self, base: nn.Embedding, rank: int, scale: float):
+        super().__init__()
+        (V, C), device = base.weight.shape, base.weight.device
+        dtype = torch.promote_types(base.weight.dtype, torch.float32)
+        self.scale = scale
+        self.A = nn.Parameter(torch.zeros(rank, V, dtype=dtype, device=device))
+        self.B = nn.Parameter(torch.empty(C, rank, dtype=dtype, device=device).normal_())
+
+    def forward(self, base: nn.Embedding, ids: Tensor) -> Tensor:                     # (...) -> (..., C)
+        y = base(ids)                                                                 # (..., C)
+        low = F.embedding(ids, self.A.T).to(y.dtype)                                  # (..., r)
+        return y + F.linear(self.scale * low, self.B.to(y.dtype))
+
+    def merged(self, base: nn.Embedding) -> dict[str, Tensor]:
+        return {"weight": added(base.weight, self.scale * (self.B @ self.A).T)}       # (V, C)
+
+
+def added(weight: Tensor, change: Tensor) -> Tensor:
+    """weight + change in weight's dtype. A 4-bit or 8-bit weight is refused: rounding it again would eat the change (trap 23)."""
+    if not weight.is_floating_point():
+        raise InputError(f"the base weight is stored as {weight.dtype}: merging would round the change away. Load the base unquantized to merge")
+    return (weight.to(change.dtype) + change).to(weight.dtype)
