@@ -130,7 +130,7 @@ def gemma(hf: dict) -> ModelConfig:
     """Gemma 1, 2024 (arXiv:2403.08295): wide heads, GeGLU, norms that store w - 1, an embedding scaled by sqrt(C)."""
     check(hf, "use_bidirectional_attention", False)
     check(hf, "mlp_bias", False)
-    act = take(hf, ("hidden_activation",), None) or take(hf, ("hidden_act",), "gelu_pytorch_tanh")
+    act = take(hf, ("hidden_activation", "hidden_act"), "gelu_pytorch_tanh")
     act = "gelu_pytorch_tanh" if act == "gelu" else act                   # the first release said "gelu" and meant the tanh form
     defaults = {"max_position_embeddings": 8192, "num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True}
     config = llama({**defaults, **hf, "hidden_act": act})
