@@ -87,6 +87,15 @@ def read(
     return [row for path in find(paths) for row in _rows(records(path, documents), columns or {})]
 
 
+def read_texts(paths: str | Path | Sequence[str | Path], *, documents: Documents = "auto") -> list[str]:
+    """The documents of plain-text files (or of the field `text`), for pre-training. InputError for files in another format."""
+    rows = read(paths, documents=documents)
+    for row in rows:
+        if row.format != "text":
+            raise InputError(f"{row.where}: {row.format} data, plain text was wanted: a .txt or .md file, or records with a field 'text'")
+    return [row.completion for row in rows]
+
+
 def _rows(found: list[Record], columns: Mapping[str, str]) -> list[Row]:
     """Records of one file -> Rows, by the format of the first."""
     known = {name for needed in (*FIELDS.values(), *OPTIONAL.values()) for name in needed}

@@ -10,25 +10,35 @@ Proved in tests/data/test_split.py. Left out: stratified splits."""
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from minift.data.sources import Row
 from minift.errors import InputError
 
 
-def split(
-    rows: Sequence[Row], fraction: float = 0.1, seed: int = 0, key: Callable[[Row], str] | None = None
-) -> tuple[list[Row], list[Row]]:
-    """(rows to train on, rows held out), each in the order given. Raises InputError if either would be empty."""
+T = TypeVar("T")
+
+
+def question(row: Row) -> str:
+    return row.question
+
+
+def split_rows(
+    rows: Sequence[T], *, fraction: float = 0.1, seed: int = 0, key: Callable[[T], str] = question
+) -> tuple[list[T], list[T]]:
+    """(rows to train on, rows held out), each in the order given. `key`: what may not straddle the split; of a Row, its question.
+
+    Raises InputError if either side would be empty."""
     if not 0 < fraction < 1:
         raise InputError(f"the held-out fraction must lie between 0 and 1, it is {fraction}")
-    keys = [row.question if key is None else key(row) for row in rows]
+    keys = [key(row) for row in rows]
     held_out = {k for k in set(keys) if _unit(k, seed) < fraction}
     train = [row for row, k in zip(rows, keys) if k not in held_out]
     test = [row for row, k in zip(rows, keys) if k in held_out]
     if not train or not test:
         raise InputError(
-            f"{len(rows)} rows with {len(set(keys))} different questions cannot be split with a held-out fraction of {fraction} and seed {seed}: "
-            "one side would be empty; give more rows, another fraction, or a file of held-out rows"
+            f"{len(rows)} rows ({len(set(keys))} different) cannot be split with a held-out fraction of {fraction} and seed {seed}: "
+            "one side would be empty; give more rows or another fraction"
         )
     return train, test
 
