@@ -1,0 +1,254 @@
+"""Generation: run the model, pick the next token (sampling.py), append it, go on; with a KV cache each step costs one token.
+
+    prompt (T tokens) -> hidden (T, C), cache -> logits (V) of the last token -> token -> hidden (1, C), cache -> logits -> ...
+
+Ragged prompts are padded on the right, run through the model once, and each row goes on from its own length: positions are
+never shifted (trap 10). Each row draws from its own random stream. So what a row writes depends on its prompt and its seed,
+never on its batch mates. Finished rows leave the batch. Logits are sampled in float32, whatever the model's dtype.
+Three ways in, one loop (`steps`): generate_ids (tokens to tokens), generate (texts to texts), stream (pieces of text as they come).
+Proved in tests/test_generate.py; equal to transformers' greedy ids in tests/parity/test_generate.py.
+Left out: beam search, speculative decoding, a cache that forgets what a sliding window no longer sees."""
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from minift.errors import InputError
+from minift.models.cache import KVCache
+from minift.models.transformer import Transformer
+from minift.sampling import Sampling, choose, penalize, row_seeds
+from minift.tokenizer import Tokenizer
+
+
+def position_limit(model: Transformer) -> int | float:
+    """How many tokens a row can hold: learned positions end, rotary ones and ALiBi do not (though quality does)."""
+    return model.config.max_positions if model.config.position == "learned" else math.inf
+
+
+@torch.no_grad()
+def steps(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    max_new_tokens: int,
+    seeds: Sequence[int],
+    eos_ids: frozenset[int],
+    finished: set[int],
+) -> Iterator[list[tuple[int, int]]]:
+    """Run one batch of B prompts, yielding after each step the (row, token) of every row still running.
+
+    A row ends with a token of `eos_ids` (which is yielded), when the caller adds it to `finished`, or when the model's learned
+    positions are used up. The model is in eval mode while this runs."""
+    config, device = model.config, model.norm.weight.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    limit, T = position_limit(model), int(lengths.max())
+    token_ids = torch.zeros(len(prompts), T, dtype=torch.int64)                                    # (B, T), pads on the right
+    seen = torch.zeros(len(prompts), config.vocab_size, dtype=torch.bool)                          # (B, V)
+    for row, prompt in enumerate(prompts):
+        token_ids[row, : len(prompt)] = torch.tensor(prompt)
+        seen[row, token_ids[row, : len(prompt)]] = True
+    lengths, token_ids, seen = lengths.to(device), token_ids.to(device), seen.to(device)
+    dice = [torch.Generator().manual_seed(seed) for seed in seeds]
+    cache = KVCache(config, len(prompts), min(T + max_new_tokens, limit), model.norm.weight.dtype, device)
+    rows = list(range(len(prompts)))
+    was_training = model.training
+    model.eval()
+    try:
+        hidden = model.hidden(token_ids, cache=cache)                                              # (B, T, C)
+        cache.lengths = lengths                                                                    # forget the pads
+        last = hidden[torch.arange(len(rows), device=device), lengths - 1]                         # (B, C): only these meet the head
+        for step in range(max_new_tokens):
+            logits = model.head(last).float()                                                      # (B, V)
+            if sampling.repetition_penalty != 1.0:
+                logits = penalize(logits, seen, sampling.repetition_penalty)
+            chosen = choose(logits, sampling, dice)                                                # (B,)
+            tokens = chosen.tolist()
+            yield list(zip(rows, tokens))
+            full = (cache.lengths >= limit).tolist()
+            going = [i for i, row in enumerate(rows) if not (tokens[i] in eos_ids or row in finished or full[i])]
+            if not going or step == max_new_tokens - 1:
+                return
+            if len(going) < len(rows):
+                rows, dice = [rows[i] for i in going], [dice[i] for i in going]
+                kept = torch.tensor(going, device=device)
+                cache.keep_rows(kept)
+                chosen, seen = chosen[kept], seen[kept]
+            seen.scatter_(1, chosen[:, None], True)
+            last = model.hidden(chosen[:, None], cache=cache)[:, -1]                               # (B, C)
+    finally:
+        model.train(was_training)
+
+
+def generate_ids(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling = Sampling(),
+    *,
+    max_new_tokens: int = 64,
+    seed: int | Sequence[int] = 0,
+    eos_ids: int | Sequence[int] | None = None,
+    finish: Callable[[int, int], bool] | None = None,
+    batch_size: int = 64,
+) -> list[list[int]]:
+    """The new tokens of each prompt; the last is an end token if the row ended by itself.
+
+    eos_ids: one or several end tokens, () for none, None for the config's. seed: an int, or one per prompt (see row_seeds).
+    finish(row, token) is told of each new token; True ends the row. batch_size bounds the rows that run together, of similar
+    length. Raises InputError for an empty prompt or a token id outside the vocabulary."""
+    seeds, ends = _check(model, prompts, max_new_tokens, seed, eos_ids)
+    if model.config.rope_scaling is not None and model.config.rope_scaling.kind == "dynamic":
+        batch_size = 1                                                           # its frequencies look at the longest row
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    new: list[list[int]] = [[] for _ in prompts]
+    for start in range(0, len(order), batch_size):
+        some, finished = order[start : start + batch_size], set()
+        running = steps(model, [prompts[i] for i in some], sampling, max_new_tokens, [seeds[i] for i in some], ends, finished)
+        with contextlib.closing(running):                                        # the mode comes back even if `finish` raises
+            for row, token in itertools.chain.from_iterable(running):
+                new[some[row]].append(token)
+                if finish is not None and finish(some[row], token):
+                    finished.add(row)
+    return new
+
+
+def _check(model, prompts, max_new_tokens: int, seed, eos_ids) -> tuple[list[int], frozenset[int]]:
+    """Refuse what cannot run; returns one seed per prompt and the set of end tokens."""
+    V = model.config.vocab_size
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise InputError(f"prompt {number} is empty: the first token needs one before it, such as the tokenizer's BOS")
+        if min(prompt) < 0 or max(prompt) >= V:
+            found = f"token ids {min(prompt)} to {max(prompt)}"
+            raise InputError(f"prompt {number} has {found}, the model knows 0 to {V - 1}: is this its tokenizer?")
+        if len(prompt) > position_limit(model):
+            found = f"{len(prompt)} tokens"
+            raise InputError(f"prompt {number} has {found}, but this model has {position_limit(model)} learned positions: shorten it")
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}: wanted 1 or more")
+    seeds = row_seeds(seed, len(prompts)) if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(prompts):
+        raise InputError(f"{len(seeds)} seeds for {len(prompts)} prompts: pass one int, or one for each prompt")
+    eos_ids = model.config.eos_token_id if eos_ids is None else eos_ids
+    return seeds, frozenset([eos_ids] if isinstance(eos_ids, int) else eos_ids or ())
+
+
+class Answer:
+    """The text of one answer, growing token by token: never half a character, cut before a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]):
+        self.tokenizer, self.stop = tokenizer, stop
+        self.text = ""
+        self._settled = ""                       # the text of all tokens but `_pending`
+        self._pending: list[int] = []            # tokens whose bytes end inside a character
+        self._before = list(prompt[-8:])         # some tokens before those: they decide whether a word starts with a blank
+
+    def add(self, token: int) -> bool:
+        """Append a token; True if that completed a stop string, after which the answer is final."""
+        self._pending.append(token)
+        before = self.tokenizer.decode(self._before)
+        new = self.tokenizer.decode(self._before + self._pending)[len(before) :]
+        whole = new.rstrip("\ufffd")             # what a decoder writes for bytes that are no character (yet)
+        self.text = self._settled + whole
+        if whole == new:
+            self._settled, self._before, self._pending = self.text, (self._before + self._pending)[-8:], []
+        found = [place for place in map(self.text.find, self.stop) if place >= 0]
+        if found:
+            self.text = self.text[: min(found)]
+        return bool(found)
+
+    def safe(self) -> int:
+        """How many characters no later token can take back: all but the longest ending that may become a stop string."""
+        held = [size for stop in self.stop for size in range(1, len(stop)) if self.text.endswith(stop[:size])]
+        return len(self.text) - max(held, default=0)
+
+
+def generate(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str | Sequence[int]],
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] = (),
+    seed: int | Sequence[int] = 0,
+    eos_ids: int | Sequence[int] | None = None,
+    batch_size: int = 64,
+) -> list[str]:
+    """What the model writes after each prompt (the prompt is not repeated). See Sampling and generate_ids for the options.
+
+    A prompt is a text, which gets the tokenizer's BOS, or token ids taken as they are (a rendered chat, say). An answer ends
+    before any of the `stop` strings, at an end token (None: the config's and the tokenizer's), or at max_new_tokens."""
+    if isinstance(prompts, str):
+        raise InputError("prompts is a single string: pass a list of prompts, such as [prompt]")
+    sampling, stops = Sampling(temperature, top_k, top_p, min_p, repetition_penalty), _stops(stop)
+    ids, ends = [_prompt_ids(tokenizer, prompt) for prompt in prompts], _end_ids(model, tokenizer, eos_ids)
+    answers = [Answer(tokenizer, prompt, stops) for prompt in ids]
+    finish = lambda row, token: token not in ends and answers[row].add(token)
+    generate_ids(model, ids, sampling, max_new_tokens=max_new_tokens, seed=seed, eos_ids=ends, finish=finish, batch_size=batch_size)
+    return [answer.text for answer in answers]
+
+
+def stream(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] = (),
+    seed: int = 0,
+    eos_ids: int | Sequence[int] | None = None,
+) -> Iterator[str]:
+    """The text `generate` gives for this prompt, in pieces as they come: none holds half a character or part of a stop string."""
+    sampling, answer_stop = Sampling(temperature, top_k, top_p, min_p, repetition_penalty), _stops(stop)
+    ids = _prompt_ids(tokenizer, prompt)
+    seeds, ends = _check(model, [ids], max_new_tokens, seed, _end_ids(model, tokenizer, eos_ids))
+    return _pieces(steps(model, [ids], sampling, max_new_tokens, seeds, ends, set()), Answer(tokenizer, ids, answer_stop), ends)
+
+
+def _pieces(running: Iterator[list[tuple[int, int]]], answer: Answer, ends: frozenset[int]) -> Iterator[str]:
+    shown = 0
+    with contextlib.closing(running):
+        for ((_, token),) in running:
+            if token in ends or answer.add(token):
+                break
+            if answer.safe() > shown:
+                yield answer.text[shown : answer.safe()]
+                shown = answer.safe()
+    if len(answer.text) > shown:
+        yield answer.text[shown:]
+
+
+def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if "" in stops:
+        raise InputError("a stop string is empty: every text contains it, so nothing could be written")
+    return stops
+
+
+def _prompt_ids(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
+    if not isinstance(prompt, str):
+        return list(prompt)
+    ids = tokenizer.encode(prompt)
+    if tokenizer.adds_eos and ids and ids[-1] == tokenizer.eos_id:             # an answer is to follow: the text does not end here
+        ids = ids[:-1]
+    if not ids and tokenizer.bos_id is None:
+        raise InputError("the prompt is empty and this tokenizer has no BOS token to start from: give a prompt of at least one token")
+    return ids or [tokenizer.bos_id]
+
+
+def _end_ids(model: Transformer, tokenizer: Tokenizer, eos_ids: int | Sequence[int] | None) -> tuple[int, ...]:
+    if eos_ids is not None:
+        return (eos_ids,) if isinstance(eos_ids, int) else tuple(eos_ids)
+    config = model.config.eos_token_id
+    known = [config] if isinstance(config, int) else list(config or ())
+    return tuple(known) if tokenizer.eos_id is None else (*known, tokenizer.eos_id)
