@@ -114,3 +114,31 @@ def windows(stream: Sequence[int], length: int, stride: int) -> Iterator[tuple[i
         new = end
         if end == len(stream):
             return
+
+
+def stream_rows(documents: Sequence[Sequence[int]], length: int, seed: int) -> Batch:
+    """One epoch of pre-training rows: the documents in a shuffled order, end to end, cut into rows of `length` tokens.
+
+    Every place holds a real token. A document cut by a row's end goes on in the next row, as a segment of its own. The cuts start at a
+    random offset, so they fall elsewhere in each epoch; the incomplete row at the end is left out until the next one."""
+    dice = random.Random(seed)
+    order = dice.sample(range(len(documents)), len(documents))
+    ids = torch.tensor([token for index in order for token in documents[index]])
+    owner = torch.tensor(order).repeat_interleave(torch.tensor([len(documents[index]) for index in order]))
+    offset = dice.randrange(min(length, len(ids) - length + 1)) if len(ids) >= length else 0
+    rows = (len(ids) - offset) // length
+    if rows == 0:
+        raise InputError(f"the text has {len(ids)} tokens, fewer than one row of {length}: give more text or a smaller --context")
+    token_ids, segments = (x[offset : offset + rows * length].view(rows, length) for x in (ids, owner))
+    loss_mask = torch.zeros(rows, length, dtype=torch.bool)
+    loss_mask[:, 1:] = segments[:, 1:] == segments[:, :-1]                  # the first token of a segment has nothing before it
+    return Batch(token_ids, loss_mask, segments)
+
+
+def micro_batches(rows: Batch, size: int, seed: int | None = None) -> list[Batch]:
+    """Cut B rows into batches of `size`, shuffled if a seed is given; the last one may be smaller."""
+    B = len(rows.token_ids)
+    order = torch.arange(B) if seed is None else torch.randperm(B, generator=torch.Generator().manual_seed(seed))
+    return [
+        Batch(rows.token_ids[part], rows.loss_mask[part], None if rows.segments is None else rows.segments[part]) for part in order.split(size)
+    ]

@@ -100,11 +100,11 @@ def fit(
     finite, before it reaches the weights."""
     torch.manual_seed(config.seed)
     device = next(model.parameters()).device
-    make = muon if config.optimizer == "muon" else adamw
-    optimizers = make(model, config.lr, config.weight_decay, config.betas)
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise InputError("nothing to train: every parameter is frozen")
+    make = muon if config.optimizer == "muon" else adamw
+    optimizers = make(model, config.lr, config.weight_decay, config.betas)
     per_epoch = math.ceil(len(epoch_batches(0)) / config.accumulate)
     steps = min(math.ceil(per_epoch * config.epochs), config.max_steps or math.inf)
     eval_every = config.eval_every or per_epoch

@@ -1,0 +1,59 @@
+"""`minift VERB ...`: nothing but wiring.
+
+Each verb is a recipe: a module with a `Config` dataclass, whose fields and their docstrings are the command line, and `run(config)`.
+A recipe is imported only when its verb is asked for. Exit status: 0 done, 1 failed while running, 2 bad arguments or bad input.
+Proved in tests/test_cli.py."""
+
+import importlib
+import sys
+
+from minift.errors import InputError
+
+VERBS = {
+    "quickstart": "fine-tune the bundled model on this machine's own Python, in minutes, and show what it learned",
+    "sft": "supervised fine-tuning on your data: full, LoRA, or the last blocks only",
+    "pretrain": "train a tokenizer and a small model from scratch on text",
+    "generate": "continue prompts",
+    "chat": "talk to a model in the terminal",
+    "evaluate": "perplexity, bits per byte, ROUGE-L and exact match on a file",
+    "data": "show what the model will see of a data file: tokens, loss mask, lengths",
+    "inspect": "a table of a model's or an adapter's modules, parameters and memory",
+    "merge": "fold an adapter into its base model and write a plain checkpoint",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"minift {version('minift')}")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        print(f"minift: there is no verb {verb!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    import tyro
+
+    recipe = importlib.import_module(f"minift.recipes.{verb}")
+    config = tyro.cli(recipe.Config, prog=f"minift {verb}", args=rest)
+    try:
+        result = recipe.run(config)
+    except InputError as error:
+        print(f"minift {verb}: {error}", file=sys.stderr)
+        return 2
+    except (FloatingPointError, OSError) as error:
+        print(f"minift {verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"minift {verb}: interrupted", file=sys.stderr)
+        return 1
+    return 1 if result is not None and getattr(result, "interrupted", False) else 0
+
+
+def usage() -> str:
+    lines = "\n".join(f"  {verb:<11} {text}" for verb, text in VERBS.items())
+    return f"usage: minift VERB [options]\n\n{lines}\n\n`minift VERB --help` lists a verb's options with their defaults."

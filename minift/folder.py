@@ -1,0 +1,53 @@
+"""A model and its tokenizer as one thing: a Hugging Face folder, or the small model that comes with minift.
+
+    model, tokenizer = load("base")                 # the bundled docstring model
+    model, tokenizer = load("path/to/checkpoint")   # config.json, *.safetensors and tokenizer files
+    save(model, tokenizer, "new-folder")
+
+Proved in tests/test_folder.py."""
+
+from pathlib import Path
+
+import torch
+
+from minift import tokenizer as tokenizers
+from minift.errors import InputError
+from minift.files import new_folder
+from minift.models.folder import read_model, write_model
+from minift.models.transformer import Transformer
+from minift.tokenizer import Tokenizer
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+def bundled() -> list[str]:
+    """Names `load` knows without a path."""
+    return sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
+
+
+def locate(name: str | Path) -> Path:
+    """The folder a name or path stands for; a folder that exists wins over a bundled name."""
+    path = Path(name)
+    if path.is_dir():
+        if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+            raise InputError(f"{path} holds an adapter, not a model: name the base model as the model and pass this folder with --adapter")
+        return path
+    if str(name) in bundled():
+        return ASSETS / str(name)
+    raise InputError(f"no such folder: {path} (bundled models: {', '.join(bundled()) or 'none'})")
+
+
+def load(name: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer]:
+    """Read a checkpoint folder, or a bundled model by name. The tokenizer must not be larger than the embedding."""
+    folder = locate(name)
+    tokenizer = tokenizers.load(folder)
+    model = read_model(folder, dtype=dtype, device=device)
+    tokenizers.check_fits(tokenizer, model.config.vocab_size)
+    return model, tokenizer
+
+
+def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path, overwrite: bool = False) -> None:
+    """Write a folder that transformers and `load` can read: config.json, model.safetensors and the tokenizer's files."""
+    with new_folder(folder, overwrite) as aside:
+        write_model(model, aside)
+        tokenizer.save(aside)

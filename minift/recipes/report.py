@@ -1,0 +1,61 @@
+"""What a run leaves for people: the loss curve as a picture, and tables that read the same in a terminal and in Markdown.
+
+Proved in tests/recipes/test_report.py."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")                                  # no window: pictures go to files
+import matplotlib.pyplot as plt
+from rich.table import Table
+
+from minift.train.log import read_metrics
+
+INK, TRAIN, HELD_OUT = "#333333", "#9db8d2", "#c4472b"
+
+
+def draw_loss(folder: Path, title: str, before: float | None = None) -> Path:
+    """Draw folder/metrics.jsonl as folder/loss.png: training loss per step, its running mean, held-out loss, and the untrained level."""
+    metrics = read_metrics(folder)
+    steps, losses = zip(*[(m["step"], m["loss"]) for m in metrics if "loss" in m])
+    held_out = [(m["step"], m["eval_loss"]) for m in metrics if "eval_loss" in m]
+    figure, axes = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
+    axes.plot(steps, losses, color=TRAIN, linewidth=0.8, label="training, each step")
+    axes.plot(steps, running_mean(losses, max(1, len(losses) // 25)), color="#2f5f8f", linewidth=1.8, label="training, running mean")
+    if before is not None:
+        held_out = [(0, before), *held_out]
+    if held_out:
+        axes.plot(*zip(*held_out), "o-", color=HELD_OUT, linewidth=1.8, markersize=5, label="held-out modules" if before else "held out")
+        place, value = held_out[-1]
+        axes.annotate(f"{value:.2f}", (place, value), xytext=(0, 7), textcoords="offset points", ha="center", color=HELD_OUT)
+    axes.set(title=title, xlabel="optimizer step", ylabel="loss, nats per token")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    figure.savefig(folder / "loss.png", dpi=130)
+    plt.close(figure)
+    return folder / "loss.png"
+
+
+def running_mean(values: Sequence[float], width: int) -> list[float]:
+    """The mean of the last `width` values (fewer at the start)."""
+    return [sum(values[max(0, i + 1 - width) : i + 1]) / (i + 1 - max(0, i + 1 - width)) for i in range(len(values))]
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; a | in a cell is escaped and a line break becomes a blank."""
+    clean = lambda cell: str(cell).replace("|", "\\|").replace("\n", " ")
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(clean(cell) for cell in line) + " |" for line in lines)
+
+
+def terminal_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """The same table for the terminal; numbers to the right."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for place, name in enumerate(header):
+        table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*[str(cell).replace("[", "\\[") for cell in row])
+    return table

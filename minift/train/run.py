@@ -1,0 +1,58 @@
+"""The folder of one run: its resolved settings, metrics, checkpoints and results.
+
+    config.json      every setting the run used, defaults included, and the versions of Python, torch and minift
+    metrics.jsonl    one line per optimizer step and per evaluation
+    checkpoints/     last.pt (to go on from) and best.pt
+
+Proved in tests/train/test_run.py."""
+
+import dataclasses
+import json
+import platform
+import shutil
+from pathlib import Path
+
+import torch
+
+from minift.errors import InputError
+from minift.files import refuse_if_used, write_text
+
+FREE_TO_CHANGE = {"resume", "overwrite", "epochs", "max_steps", "patience", "save_every", "tensorboard"}
+"""Settings that a resumed run may set anew."""
+
+
+def open_run(folder: str | Path, verb: str, config, overwrite: bool = False, resume: bool = False) -> Path:
+    """Make the run folder and write its config.json; or, to resume, check that the settings are those of the first start."""
+    folder = Path(folder)
+    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    if resume:
+        _same_settings(folder, verb, settings)
+    else:
+        refuse_if_used(folder, overwrite)
+        if folder.is_dir():
+            _remove_run(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    write_text(folder / "config.json", json.dumps({"verb": verb, "settings": settings, "versions": versions}, indent=2) + "\n")
+    return folder
+
+
+def _remove_run(folder: Path) -> None:
+    """Empty an old run's folder; a folder with content that is no run's is never deleted."""
+    if any(folder.iterdir()) and not (folder / "config.json").exists():
+        raise InputError(f"{folder} has content but no config.json of a run: --overwrite replaces runs only; name another folder")
+    shutil.rmtree(folder)
+
+
+def _same_settings(folder: Path, verb: str, settings: dict) -> None:
+    try:
+        before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        raise InputError(f"{folder} holds no run to go on with (no readable config.json): start without --resume") from None
+    if before.get("verb") != verb:
+        raise InputError(f"{folder} is a run of `{before.get('verb')}`, not of `{verb}`: name another folder")
+    old = before["settings"]
+    differing = [name for name in settings if name not in FREE_TO_CHANGE and settings[name] != old.get(name)]
+    if differing:
+        changes = ", ".join(f"{name} was {old.get(name)!r}, is {settings[name]!r}" for name in differing)
+        raise InputError(f"a resumed run keeps its settings: {changes}")

@@ -1,0 +1,154 @@
+"""The loop's promises, on models small enough to work out by hand."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from minift.data.batches import Batch, Example, pad
+from minift.errors import InputError
+from minift.losses.sft import next_token
+from minift.train.loop import LoopConfig, fit
+
+
+class Bigram(nn.Module):
+    """The smallest language model: token t alone decides about token t + 1. Float64, so that 1e-12 means something."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
+
+    def forward(self, ids):
+        return self.table[ids]
+
+
+def exact_loss(model, batch):
+    """next_token in float64: the library's own sums in float32, which would hide differences below 1e-6."""
+    logits, counted = model(batch.token_ids)[:, :-1], batch.loss_mask[:, 1:]
+    nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.token_ids[:, 1:], reduction="none")
+    return (nats * counted).sum(), counted.sum()
+
+
+def ragged(lengths, seed=1):
+    dice = torch.Generator().manual_seed(seed)
+    return [Example(torch.randint(7, (n,), generator=dice).tolist(), [False] + [True] * (n - 1)) for n in lengths]
+
+
+EIGHT = ragged([2, 9, 3, 5, 11, 2, 7, 4])
+
+
+def train(tmp_path, batches, name="run", loss=exact_loss, **settings):
+    model = Bigram()
+    settings = {"lr": 0.1, "epochs": 1, "precision": "fp32", "clip": 0, **settings}
+    outcome = fit(model, lambda epoch: batches, loss, LoopConfig(**settings), tmp_path / name, quiet=True)
+    return model, outcome, [json.loads(line) for line in open(tmp_path / name / "metrics.jsonl")]
+
+
+def test_trap01_one_batch_of_eight_equals_two_of_four_equals_eight_of_one(tmp_path):
+    results = []
+    for size in (8, 4, 1):
+        batches = [pad(EIGHT[i : i + size]) for i in range(0, 8, size)]
+        results.append(train(tmp_path, batches, str(size), accumulate=8 // size))
+    for model, outcome, metrics in results[1:]:
+        assert outcome.steps == 1
+        assert torch.allclose(model.table, results[0][0].table, rtol=0, atol=1e-12)
+        assert math.isclose(metrics[0]["grad_norm"], results[0][2][0]["grad_norm"], rel_tol=1e-12)
+        assert math.isclose(metrics[0]["loss"], results[0][2][0]["loss"], rel_tol=1e-12)
+
+
+def test_trap02_ten_batches_at_accumulation_four_are_three_steps_and_the_last_is_scaled_by_its_own_tokens(tmp_path):
+    batches = [pad([example]) for example in ragged([3, 8, 2, 5, 4, 9, 6, 2, 7, 3])]
+    _, outcome, metrics = train(tmp_path, batches, accumulate=4, schedule="constant", warmup=0)
+    assert outcome.steps == len(metrics) == 3
+    assert [m["tokens"] for m in metrics] == [2 + 7 + 1 + 4, 3 + 8 + 5 + 1, 6 + 2]
+    alone = train(tmp_path, batches[8:], "alone", accumulate=4)[2][0]["loss"]
+    fresh = train(tmp_path, batches, "still", accumulate=4, lr=0.0)[2][2]["loss"]     # lr 0: the weights do not move
+    assert math.isclose(fresh, alone, rel_tol=1e-12)
+
+
+def test_the_schedule_counts_optimizer_steps_not_micro_batches(tmp_path):
+    batches = [pad([example]) for example in EIGHT]
+    _, _, metrics = train(tmp_path, batches, accumulate=2, schedule="linear", warmup=0, lr=1.0)
+    assert [m["lr"] for m in metrics] == pytest.approx([1.0, 2 / 3, 1 / 3, 0.0])
+
+
+def test_trap06_a_batch_without_targets_is_harmless(tmp_path):
+    nothing = Batch(torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, 4, dtype=torch.bool))
+    model, outcome, metrics = train(tmp_path, [nothing, pad(EIGHT[:2])], weight_decay=0.0)
+    assert outcome.steps == 2 and metrics[0]["loss"] == 0.0 and metrics[0]["grad_norm"] == 0.0
+    assert torch.isfinite(model.table).all()
+
+
+def test_going_on_after_a_stop_ends_where_the_uninterrupted_run_ends(tmp_path):
+    batches = [pad([example]) for example in EIGHT]
+    whole = train(tmp_path, batches, "whole", epochs=2, schedule="cosine", max_steps=11)[0]
+    calls = 0
+
+    def interrupting(model, batch):
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return exact_loss(model, batch)
+
+    _, outcome, _ = train(tmp_path, batches, "cut", loss=interrupting, epochs=2, max_steps=11)
+    assert outcome.stopped == "interrupted" and outcome.steps == 5
+    model = Bigram(seed=99)                                                        # other weights: all must come from the checkpoint
+    config = LoopConfig(lr=0.1, epochs=2, precision="fp32", clip=0, max_steps=11)
+    assert fit(model, lambda epoch: batches, exact_loss, config, tmp_path / "cut", resume=True, quiet=True).steps == 11
+    assert torch.equal(model.table, whole.table)
+
+
+def test_a_loss_that_is_not_a_number_stops_before_the_weights_are_touched(tmp_path):
+    seen = []
+
+    def poisoned(model, batch):
+        seen.append(model.table.detach().clone())
+        total, count = exact_loss(model, batch)
+        return (total * float("nan") if len(seen) == 4 else total), count
+
+    model = Bigram()
+    config = LoopConfig(lr=0.1, epochs=1, precision="fp32", save_every=2)
+    with pytest.raises(FloatingPointError, match=r"nan at step 4 \(epoch 1, batch 4\).*last.pt"):
+        fit(model, lambda epoch: [pad([e]) for e in EIGHT], poisoned, config, tmp_path, quiet=True)
+    assert torch.equal(model.table, seen[3])
+    assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["step"] == 2
+
+
+def test_the_best_weights_are_kept_and_patience_stops(tmp_path):
+    scores = iter([3.0, 2.0, 2.5, 2.6, 1.0])
+    kept = []
+    model = Bigram()
+
+    def evaluate():
+        kept.append(model.table.detach().clone())
+        return {"loss": next(scores)}
+
+    config = LoopConfig(lr=0.1, epochs=1, eval_every=1, patience=2, precision="fp32")
+    outcome = fit(model, lambda epoch: [pad([e]) for e in EIGHT], exact_loss, config, tmp_path, evaluate, quiet=True)
+    assert (outcome.stopped, outcome.steps, outcome.best) == ("patience", 4, 2.0)
+    assert torch.equal(model.table, kept[1])
+
+
+def test_clipping_bounds_the_step_by_the_whole_gradients_norm(tmp_path):
+    metrics = train(tmp_path, [pad(EIGHT)], clip=1e-3)[2]
+    assert metrics[0]["grad_norm"] > 1e-3                                          # logged as it was, before clipping
+    model = Bigram()
+    total, count = exact_loss(model, pad(EIGHT))
+    (total / count).backward()
+    assert math.isclose(metrics[0]["grad_norm"], model.table.grad.norm().item(), rel_tol=1e-12)
+
+
+def test_a_model_with_nothing_to_train_is_refused(tmp_path):
+    model = Bigram().requires_grad_(False)
+    with pytest.raises(InputError, match="every parameter is frozen"):
+        fit(model, lambda epoch: [pad(EIGHT)], exact_loss, LoopConfig(), tmp_path, quiet=True)
+
+
+def test_the_librarys_loss_is_the_exact_one_in_float32():
+    model, batch = Bigram(), pad(EIGHT)
+    total, count = next_token(model(batch.token_ids), batch.token_ids, batch.loss_mask)
+    exact, _ = exact_loss(model, batch)
+    assert count == sum(len(e.ids) - 1 for e in EIGHT) and math.isclose(total.item(), exact.item(), rel_tol=1e-6)

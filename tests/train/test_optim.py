@@ -1,0 +1,54 @@
+"""AdamW by hand, the schedule by hand, and who is decayed."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from minift.train.optim import adamw, learning_rate_factor, muon, parameter_groups
+
+
+def test_adamw_first_step_worked_by_hand():
+    # m-hat = g, v-hat = g^2, so the Adam step is lr * g / |g| = lr; the decay is lr * wd * w beside it, not inside the gradient
+    layer = nn.Linear(1, 1, bias=False)
+    layer.weight.data.fill_(2.0)
+    layer.weight.grad = torch.full((1, 1), 0.3)
+    adamw(layer, lr=0.1, weight_decay=0.5, betas=(0.9, 0.99))[0].step()
+    assert layer.weight.item() == pytest.approx(2.0 - 0.1 * 0.5 * 2.0 - 0.1, abs=1e-6)
+
+
+def test_norms_and_biases_are_not_decayed():
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 3), nn.LayerNorm(3))
+    decayed, kept = parameter_groups(model, lr=1.0, weight_decay=0.1)
+    assert [p.ndim for p in decayed["params"]] == [2, 2] and decayed["weight_decay"] == 0.1
+    assert [p.ndim for p in kept["params"]] == [1, 1, 1] and kept["weight_decay"] == 0.0
+
+
+def test_frozen_parameters_are_in_no_group():
+    model = nn.Linear(3, 3)
+    model.weight.requires_grad_(False)
+    assert [p is model.bias for group in parameter_groups(model, 1.0, 0.1) for p in group["params"]] == [True]
+
+
+def test_warm_up_then_each_schedules_middle_and_end():
+    factors = lambda kind: [learning_rate_factor(s, steps=12, warmup=2, schedule=kind) for s in range(12)]
+    assert factors("cosine")[:3] == [0.5, 1.0, 1.0]
+    assert factors("linear")[2:] == pytest.approx([1 - i / 9 for i in range(10)])
+    assert factors("cosine")[-1] == pytest.approx(0.0) and factors("cosine")[5] == pytest.approx(0.5 * (1 + math.cos(math.pi / 3)))
+    assert factors("constant")[2:] == [1.0] * 10
+
+
+def test_muon_takes_the_inner_matrices_and_adamw_the_rest():
+    class Tiny(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.inner, self.norm = nn.Embedding(7, 4), nn.Linear(4, 4), nn.LayerNorm(4)
+            self.head = nn.Linear(4, 7, bias=False)
+            self.head.weight = self.embed.weight
+
+    model = Tiny()
+    matrices, rest = muon(model, lr=0.1, weight_decay=0.0, betas=(0.9, 0.99))
+    ids = lambda optimizer: {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert ids(matrices) == {id(model.inner.weight)}
+    assert ids(rest) == {id(p) for p in model.parameters()} - ids(matrices)
