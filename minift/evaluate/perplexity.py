@@ -88,7 +88,7 @@ def text_bits_per_byte(
     Each document starts with BOS (or EOS, for tokenizers that have no BOS and part documents by it), so its first token is scored
     too; with neither, that token and its bytes are left out. Raises InputError unless 1 <= stride < context."""
     if not 1 <= stride < context:
-        raise InputError(f"stride is {stride} and context {context}: wanted 1 <= stride < context, so that each scored token has one before it")
+        raise InputError(f"stride is {stride} and context {context}: wanted 1 <= stride < context, so that no token is scored blind")
     start_id = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
     examples, text_bytes = [], 0
     for document in documents:
