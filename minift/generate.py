@@ -20,7 +20,7 @@ from minift.errors import InputError
 from minift.models.cache import KVCache
 from minift.models.transformer import Transformer
 from minift.sampling import Sampling, choose, penalize, row_seeds
-from minift.tokenizer import Tokenizer
+from minift.tokenizer import StreamDecoder, Tokenizer
 
 
 def position_limit(model: Transformer) -> int | float:
@@ -139,30 +139,30 @@ class Answer:
     """The text of one answer, growing token by token: never half a character, cut before a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]):
-        self.tokenizer, self.stop = tokenizer, stop
-        self.text = ""
-        self._settled = ""                       # the text of all tokens but `_pending`
-        self._pending: list[int] = []            # tokens whose bytes end inside a character
-        self._before = list(prompt[-8:])         # some tokens before those: they decide whether a word starts with a blank
+        self.decoder = StreamDecoder(tokenizer, continues=bool(tokenizer.decode(prompt)))     # behind a text, a leading blank counts
+        self.stop, self.text, self.stopped = stop, "", False
 
     def add(self, token: int) -> bool:
         """Append a token; True if that completed a stop string, after which the answer is final."""
-        self._pending.append(token)
-        before = self.tokenizer.decode(self._before)
-        new = self.tokenizer.decode(self._before + self._pending)[len(before) :]
-        whole = new.rstrip("\ufffd")             # what a decoder writes for bytes that are no character (yet)
-        self.text = self._settled + whole
-        if whole == new:
-            self._settled, self._before, self._pending = self.text, (self._before + self._pending)[-8:], []
-        found = [place for place in map(self.text.find, self.stop) if place >= 0]
-        if found:
-            self.text = self.text[: min(found)]
-        return bool(found)
+        return self._append(self.decoder.push(token))
+
+    def finish(self) -> str:
+        """The whole answer, now that no token follows. A character that was cut off by the end is left out."""
+        if not self.stopped:
+            self._append(self.decoder.flush().rstrip("\ufffd"))
+        return self.text
 
     def safe(self) -> int:
         """How many characters no later token can take back: all but the longest ending that may become a stop string."""
         held = [size for stop in self.stop for size in range(1, len(stop)) if self.text.endswith(stop[:size])]
-        return len(self.text) - max(held, default=0)
+        return len(self.text) if self.stopped else len(self.text) - max(held, default=0)
+
+    def _append(self, new: str) -> bool:
+        self.text += new
+        found = [place for place in map(self.text.find, self.stop) if place >= 0]
+        if found:
+            self.text, self.stopped = self.text[: min(found)], True
+        return self.stopped
 
 
 def generate(
@@ -191,7 +191,7 @@ def generate(
     answers = [Answer(tokenizer, prompt, stops) for prompt in ids]
     finish = lambda row, token: token not in ends and answers[row].add(token)
     generate_ids(model, ids, sampling, max_new_tokens=max_new_tokens, seed=seed, eos_ids=ends, finish=finish, batch_size=batch_size)
-    return [answer.text for answer in answers]
+    return [answer.finish() for answer in answers]
 
 
 def stream(
@@ -224,7 +224,7 @@ def _pieces(running: Iterator[list[tuple[int, int]]], answer: Answer, ends: froz
             if answer.safe() > shown:
                 yield answer.text[shown : answer.safe()]
                 shown = answer.safe()
-    if len(answer.text) > shown:
+    if len(answer.finish()) > shown:
         yield answer.text[shown:]
 
 
@@ -250,5 +250,4 @@ def _end_ids(model: Transformer, tokenizer: Tokenizer, eos_ids: int | Sequence[i
     if eos_ids is not None:
         return (eos_ids,) if isinstance(eos_ids, int) else tuple(eos_ids)
     config = model.config.eos_token_id
-    known = [config] if isinstance(config, int) else list(config or ())
-    return tuple(known) if tokenizer.eos_id is None else (*known, tokenizer.eos_id)
+    return tuple(({config} if isinstance(config, int) else set(config or ())) | tokenizer.end_ids)
