@@ -166,7 +166,7 @@ def test_batches_by_length_waste_little_and_differ_by_seed_only():
     batches = by_length(given, tokens=256, seed=0)
     at_random = [list(range(i, min(i + 8, 400))) for i in range(0, 400, 8)]
     assert padded_tokens(at_random) > 1.5 * real                        # the mean of 8 uniform lengths is 9/16 of their maximum
-    assert padded_tokens(batches) < 1.25 * real                         # noise of 10 % either way: lengths in a batch differ by about 1.1 / 0.9
+    assert padded_tokens(batches) < 1.25 * real                         # noise: lengths in a batch differ by about 1.1 / 0.9
     assert batches == by_length(given, tokens=256, seed=0) != by_length(given, tokens=256, seed=1)
     longest = [max(len(given[i].ids) for i in batch) for batch in batches]
     assert longest != sorted(longest)                                   # the batches themselves are shuffled
@@ -185,7 +185,7 @@ def test_in_overlapping_windows_every_token_is_new_once(T, length, stride):
 def test_a_stream_of_documents_leaks_nothing_and_starts_no_segment_with_a_target():
     documents = [[10 + i] * T for i, T in enumerate([5, 1, 9, 4, 2])]   # the ids say which document a token is of
     batch = stream_rows(documents, length=4, seed=3)
-    assert batch.token_ids.shape[1] == 4 and batch.token_ids.shape[0] in (4, 5)       # 21 tokens, up to 3 lost in front, the rest at the end
+    assert batch.token_ids.shape[1] == 4 and batch.token_ids.shape[0] in (4, 5)       # 21 tokens, up to 3 lost in front
     for ids, learned, segments in zip(batch.token_ids.tolist(), batch.loss_mask.tolist(), batch.segments.tolist()):
         assert [10 + s for s in segments] == ids
         assert learned == [False] + [a == b for a, b in zip(ids, ids[1:])]

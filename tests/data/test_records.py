@@ -63,7 +63,8 @@ def test_a_line_of_json_ends_at_line_feeds_only(tmp_path):
 
 def test_emoji_and_every_script_pass_unchanged(tmp_path):
     text = "👩‍🚀 é e\u0301 漢字 עברית"
-    for name, content in (("a.jsonl", json.dumps({"text": text})), ("b.jsonl", json.dumps({"text": text}, ensure_ascii=False)), ("c.txt", text)):
+    escaped, plain = json.dumps({"text": text}), json.dumps({"text": text}, ensure_ascii=False)
+    for name, content in (("a.jsonl", escaped), ("b.jsonl", plain), ("c.txt", text)):
         assert fields(file(tmp_path, name, content)) == [{"text": text}]
 
 
@@ -122,7 +123,8 @@ def test_files_are_found_by_name_and_by_glob_each_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "paths, message", [("no.txt", "no such file: {}/no.txt"), ("*.jsonl", "no file matches {}/*.jsonl"), ("", "{} is a folder: name a file in it")]
+    "paths, message",
+    [("no.txt", "no such file: {}/no.txt"), ("*.jsonl", "no file matches {}/*.jsonl"), ("", "{} is a folder: name a file in it")],
 )
 def test_a_path_that_leads_nowhere_is_refused(tmp_path, paths, message):
     with pytest.raises(InputError) as error:

@@ -17,7 +17,8 @@ def turns(row):
 
 
 def test_alpaca_rows_become_a_question_and_an_answer(tmp_path):
-    path = lines(tmp_path, {"instruction": "Add.", "input": "1 2", "output": "3"}, {"instruction": "Hi", "input": None, "output": "Ho", "id": 7})
+    no_input = {"instruction": "Hi", "input": None, "output": "Ho", "id": 7}
+    path = lines(tmp_path, {"instruction": "Add.", "input": "1 2", "output": "3"}, no_input)
     with_input, without = read(path)
     assert (with_input.format, with_input.where, with_input.input) == ("alpaca", f"{path}, line 1", "1 2")
     assert turns(with_input) == [("user", "Add."), ("assistant", "3")]
@@ -74,9 +75,9 @@ def test_questions_are_equal_only_if_all_before_the_answer_is():
 
 def test_plain_texts_are_read_for_pretraining_and_nothing_else_is(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo")
-    assert read_texts([tmp_path / "a.txt", lines(tmp_path, {"text": "three"})]) == ["one", "two", "three"]
+    assert read_texts(([tmp_path / "a.txt", lines(tmp_path, {"text": "three"})])) == ["one", "two", "three"]
     with pytest.raises(InputError, match="line 1: prompt/completion data, plain text was wanted"):
-        read_texts(lines(tmp_path, {"prompt": "p", "completion": "c"}))
+        read_texts((lines(tmp_path, {"prompt": "p", "completion": "c"})))
 
 
 CHAT = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
@@ -90,14 +91,14 @@ BAD = [
     ([{"conversations": "Hi"}], "line 1: the conversation is 'Hi'; wanted a list of {'from': ..., 'value': ...}"),
     ([{"messages": [{"from": "human", "value": "x"}]}], "line 1, turn 1: wanted the fields role, content; found from, value"),
     ([{"messages": ["x"]}], "line 1, turn 1: wanted the fields role, content; found a str"),
-    ([CHAT, {"messages": [*CHAT["messages"], {"role": "human", "content": "x"}]}], "line 2, turn 3: unknown role 'human'; known: system, user"),
-    ([{"conversations": [{"from": "bot", "value": "x"}]}], "line 1, turn 1: unknown role 'bot'; known: system, human, user, gpt, assistant"),
+    ([CHAT, {"messages": [*CHAT["messages"], {"role": "human", "content": "x"}]}], "line 2, turn 3: unknown role 'human'; known: system"),
+    ([{"conversations": [{"from": "bot", "value": "x"}]}], "line 1, turn 1: unknown role 'bot'; known: system, human, user, gpt"),
     ([{"messages": [{"role": ["user"], "content": "x"}]}], "turn 1: unknown role ['user']"),
     ([{"messages": [{"role": "user", "content": [{"type": "text"}]}]}], "line 1: the field 'content' is a list; wanted text"),
     ([{"prompt": "x", "completion": 3}], "line 1: the field 'completion' is a int; wanted text"),
-    ([{"instruction": "x", "output": "y", "chosen": "y", "rejected": "z"}], "line 1: this is data for preference learning (field chosen, rejected)"),
+    ([{"instruction": "x", "output": "y", "chosen": "y", "rejected": "z"}], "1: this is data for preference learning (field chosen, rejected)"),
     ([CHAT | {"label": True}], "line 1: this is data for classification or preference learning (field label)"),
-    ([{"text": "x", "Category": "y"}], "(field Category), which plain fine-tuning would ignore: take a recipe for that, or remove the field"),
+    ([{"text": "x", "Category": "y"}], "(field Category), which plain fine-tuning would ignore: take a recipe for that, or remove"),
 ]
 
 
