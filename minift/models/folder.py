@@ -92,21 +92,18 @@ def write_model(model: Transformer, folder: str | Path, max_shard_bytes: int = 5
         write_text(aside / "config.json", json.dumps(config, indent=2) + "\n")
         shards = _shards(tensors, max_shard_bytes)
         if len(shards) == 1:
-            save_file(shards[0], aside / WEIGHTS, metadata={"format": "pt"})
+            _save(shards[0], aside / WEIGHTS)
             return
         weight_map = {}
         for number, shard in enumerate(shards, start=1):
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            save_file(shard, aside / file, metadata={"format": "pt"})
+            _save(shard, aside / file)
             weight_map.update(dict.fromkeys(shard, file))
         sizes = {
             "total_size": sum(tensor.nbytes for tensor in tensors.values()),
             "total_parameters": sum(tensor.numel() for tensor in tensors.values()),
         }
         write_text(aside / INDEX, json.dumps({"metadata": sizes, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n")
-
-
-# -- what is in the files ------------------------------------------------------------------------------------------------------------
 
 
 def _stored(folder: Path) -> dict[str, Stored]:
@@ -159,9 +156,6 @@ def _read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}: wanted a JSON object")
     return content
-
-
-# -- what the model wants, and fitting the two together ------------------------------------------------------------------------------
 
 
 def _skeleton(config: ModelConfig) -> Transformer:
@@ -228,9 +222,6 @@ def _some(names: list[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-# -- moving numbers ------------------------------------------------------------------------------------------------------------------
-
-
 def _slices(tensor: Stored):
     """The tensor's rows in pieces of at most 32 MB: (first row, values).
 
@@ -284,6 +275,11 @@ def _to_store(model: Transformer) -> dict[str, Tensor]:
             raise InputError(f"{ours} is {tuple(values.shape)}, but config wants {want.shape} as {want.name}: mend model.config")
         tensors[want.name] = values.contiguous().cpu()
     return tensors
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod((file.parent / "config.json").stat().st_mode)               # safetensors makes files that only their owner can read
 
 
 def _shards(tensors: dict[str, Tensor], most: int) -> list[dict[str, Tensor]]:

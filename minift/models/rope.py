@@ -18,8 +18,9 @@ from torch import Tensor
 from minift.models.config import ModelConfig
 
 
-def frequencies(config: ModelConfig, length: int, device: torch.device | str) -> Tensor:
-    """f_i, shape (R/2,), float32, for a sequence of `length` tokens (only "dynamic" scaling looks at the length)."""
+def frequencies(config: ModelConfig, positions: Tensor, segments: Tensor | None) -> Tensor:
+    """f_i, float32, shape (R/2,); or with "dynamic" scaling, which looks at the length of each token's text, (B, T, R/2)."""
+    device = positions.device
     width = config.rope_dim or config.head_dim                                     # R
     theta, scaling = config.rope_theta, config.rope_scaling
     exponents = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
@@ -29,8 +30,9 @@ def frequencies(config: ModelConfig, length: int, device: torch.device | str) ->
         return 1.0 / theta**exponents / scaling.factor
     if scaling.kind == "dynamic":                                                  # the base grows with the length (NTK-aware)
         trained = scaling.original_max_positions or config.max_positions
-        stretch = scaling.factor * max(length, trained) / trained - (scaling.factor - 1)
-        return 1.0 / (theta * stretch ** (width / (width - 2))) ** exponents
+        lengths = text_lengths(positions, segments).clamp(min=trained).float()                                    # (B, T)
+        stretch = scaling.factor * lengths / trained - (scaling.factor - 1)
+        return 1.0 / (theta * stretch ** (width / (width - 2)))[:, :, None] ** exponents                          # (B, T, R/2)
     return _llama3(1.0 / theta**exponents, config)
 
 
@@ -44,9 +46,17 @@ def _llama3(freqs: Tensor, config: ModelConfig) -> Tensor:
     return keep * freqs + (1 - keep) * freqs / scaling.factor
 
 
-def rotation(config: ModelConfig, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+def text_lengths(positions: Tensor, segments: Tensor | None) -> Tensor:
+    """positions (B, T) -> (B, T): one more than the last position of the text each token belongs to, its row or its segment."""
+    if segments is None:
+        return positions.amax(dim=1, keepdim=True).expand_as(positions) + 1
+    same = segments[:, :, None] == segments[:, None, :]                            # (B, T, T)
+    return (positions[:, None, :] * same).amax(dim=2) + 1
+
+
+def rotation(config: ModelConfig, positions: Tensor, segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """cos and sin of every angle: positions (B, T) int -> two tensors (B, 1, T, R/2), float32; the 1 is for the heads."""
-    angles = positions[:, None, :, None].float() * frequencies(config, length, positions.device)
+    angles = (positions[:, :, None].float() * frequencies(config, positions, segments))[:, None]
     return angles.cos(), angles.sin()
 
 

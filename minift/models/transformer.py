@@ -95,8 +95,10 @@ class Transformer(nn.Module):
         self.checkpointing = False
         """Recompute each block in the backward pass instead of keeping its activations: about 30 % more time, far less memory."""
         C = config.hidden_size
-        self.embed = nn.Embedding(config.vocab_size, C)
-        self.positions = nn.Embedding(config.max_positions, C) if config.position == "learned" else None
+        # `_start` draws the numbers. nn.Embedding(V, C) would too, and on the meta device that costs a second and 150 MB of imports.
+        self.embed = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, C), freeze=False)                     # (V, C)
+        learned = config.position == "learned"
+        self.positions = nn.Embedding.from_pretrained(torch.empty(config.max_positions, C), freeze=False) if learned else None
         self.embed_norm = make_norm(config) if config.embed_norm else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = make_norm(config)
@@ -137,8 +139,9 @@ class Transformer(nn.Module):
         if config.embed_scale != 1.0:
             x = x * torch.tensor(config.embed_scale, dtype=x.dtype)                     # rounded to x's dtype, as Gemma does
         if self.positions is not None:
-            if slots > config.max_positions:
-                raise InputError(f"this model has {config.max_positions} learned positions, the text has {slots} tokens: shorten it")
+            longest = int(positions.max()) + 1                                          # packed rows may be longer than a text
+            if longest > config.max_positions:
+                raise InputError(f"this model has {config.max_positions} learned positions, the text has {longest} tokens: shorten it")
             x = x + self.positions(positions)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
@@ -146,7 +149,7 @@ class Transformer(nn.Module):
             x = F.dropout(x, config.dropout, self.training)
         if capture is not None:
             capture["embed"] = x
-        turns = rotation(config, positions, slots) if config.position == "rope" else None
+        turns = rotation(config, positions, segments) if config.position == "rope" else None
         biases = {w: visibility(config, positions, segments, cache, w, slots) for w in {config.window(i) for i in range(config.layers)}}
         for layer, block in enumerate(self.blocks):
             inputs = (x, turns, biases[config.window(layer)], cache, capture)
