@@ -1,6 +1,7 @@
 """Parameter-efficient fine-tuning: train a few new numbers, leave the model's own alone.
 
     attach.py    put a method's small modules into any model; switch, disable, merge, remove, count
+    wrapper.py   the one wrapper those modules live in
     targets.py   which modules: "all-linear", names, or a regular expression
     files.py     Hugging Face peft folders, written and read
     lora.py      LoRA and rsLoRA, on linears and embeddings"""

@@ -1,7 +1,5 @@
 """Adapters on a model: put in, switched, turned off, merged, taken out. Written once, for every method.
 
-    before:  parent.q = Linear                    after:  parent.q = Adapted(base=Linear, adapters={"default": LoRALinear, ...})
-
 A PEFT method is a small module and a rule for where it goes. A config (a frozen dataclass such as peft.LoRA) has
 
     build(model)       -> {path: small module}     where, and what
@@ -29,6 +27,7 @@ import torch
 from torch import nn
 
 from minift.errors import InputError
+from minift.peft.wrapper import Adapted, base_at, swap
 
 
 class Method(Protocol):
@@ -37,29 +36,6 @@ class Method(Protocol):
     peft_type: str
 
     def build(self, model: nn.Module) -> dict[str, nn.Module]: ...
-
-
-class Adapted(nn.Module):
-    """Stands where `base` stood. Its call goes to the active small module, or straight to the base."""
-
-    def __init__(self, base: nn.Module):
-        super().__init__()
-        self.base = base
-        self.adapters = nn.ModuleDict()
-        self.active: str | None = None
-        self.training = base.training
-
-    def forward(self, *inputs, **named):
-        if self.active is None:
-            return self.base(*inputs, **named)
-        return self.adapters[self.active](self.base, *inputs, **named)
-
-    def __getattr__(self, name: str):
-        """`layer.weight`, `layer.in_features`: whatever the wrapper has not, the base is asked for."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("base"), name)
 
 
 @dataclasses.dataclass
@@ -73,6 +49,8 @@ class State:
     """The parameters that were trainable before the first attach froze them."""
     active: str | None = None
     merged: str | None = None
+    disabled: int = 0
+    """How many `disabled` blocks we are in."""
     backup: dict[str, dict[str, nn.Parameter]] = dataclasses.field(default_factory=dict)
     """While merged: path -> the base's own parameters."""
     tie_cut: bool = False
@@ -132,20 +110,18 @@ def names(model: nn.Module) -> list[str]:
 def disabled(model: nn.Module) -> Iterator[None]:
     """Inside the block the model is its base, exactly: the reference model of DPO and PPO costs no second copy."""
     state = state_of(model)
-    if state.merged:
+    was_merged = state.merged is not None
+    if was_merged:
         unmerge(model)
-        try:
-            yield
-        finally:
-            merge(model)
-        return
-    for wrapper in state.wrappers.values():
-        wrapper.active = None
+    state.disabled += 1
+    _point(state)
     try:
         yield
     finally:
-        for wrapper in state.wrappers.values():
-            wrapper.active = state.active if state.active in wrapper.adapters else None
+        state.disabled -= 1
+        _point(state)
+        if was_merged:
+            merge(model)
 
 
 @torch.no_grad()
@@ -159,6 +135,8 @@ def merge(model: nn.Module) -> None:
         raise InputError(f"the set {state.merged!r} is merged already: merging twice would add it twice")
     if state.active is None:
         raise InputError("no set is active: peft.switch to the one to merge")
+    if state.disabled:
+        raise InputError("inside peft.disabled the model is its base: merge before or after that block")
     new = {path: w.adapters[w.active].merged(w.base) for path, w in state.wrappers.items() if w.active}   # all, or a refusal and no change
     owners: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
@@ -241,43 +219,18 @@ def trainable(model: nn.Module) -> Counts:
     return Counts(trained, total, 100 * trained / max(total, 1), sum(p.numel() * p.element_size() for p in chosen))
 
 
-def base_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Path -> module of the model as it was before any adapter; a module found under two paths is listed under the first."""
-    found: dict[str, nn.Module] = {}
-    seen: set[int] = set()
-
-    def walk(path: str, module: nn.Module) -> None:
-        module = module.base if isinstance(module, Adapted) else module
-        if id(module) in seen:
-            return
-        seen.add(id(module))
-        found[path] = module
-        for name, child in module.named_children():
-            walk(f"{path}.{name}" if path else name, child)
-
-    walk("", model)
-    return found
-
-
-def base_at(model: nn.Module, path: str) -> nn.Module:
-    module = model.get_submodule(path) if path else model
-    return module.base if isinstance(module, Adapted) else module
-
-
-def swap(replacements: dict[nn.Module, nn.Module], model: nn.Module) -> None:
-    """Put each value wherever its key stands in the tree; a module used in two places is replaced in both."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):        # named_children() would skip a second name of the same module
-            if child in replacements:
-                setattr(parent, name, replacements[child])
-
-
 def _activate(state: State, name: str | None) -> None:
     state.active = name
     for wrapper in state.wrappers.values():
-        wrapper.active = name if name in wrapper.adapters else None
         for key, module in wrapper.adapters.items():
             module.requires_grad_(key == name)
+    _point(state)
+
+
+def _point(state: State) -> None:
+    """Tell every wrapper who answers."""
+    for wrapper in state.wrappers.values():
+        wrapper.active = state.active if state.active in wrapper.adapters and not state.disabled else None
 
 
 def _tied(model: nn.Module) -> bool:

@@ -22,9 +22,10 @@ from minift.errors import InputError
 from minift.files import new_folder
 from minift.models.config import ModelConfig
 from minift.models.names import is_transposed
-from minift.peft.attach import Method, base_at, base_modules, put_in, state_of
+from minift.peft.attach import Method, put_in, state_of
 from minift.peft.lora import LoRA
 from minift.peft.targets import is_conv1d, is_embedding, is_linear, published_names, shortest
+from minift.peft.wrapper import base_at, base_modules
 
 METHODS = {"LORA": LoRA}
 """peft_type -> config."""

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from minift.errors import InputError
-from minift.peft.attach import Adapted, base_modules
+from minift.peft.wrapper import Adapted, base_modules
 
 HEADS = ("head", "lm_head", "score", "classifier")
 """Top-level modules that are the output head of a model without get_output_embeddings()."""

@@ -1,0 +1,62 @@
+"""The one wrapper that adapters live in, and the surgery that puts it into a model's tree and takes it out.
+
+    before:  parent.q = Linear                    after:  parent.q = Adapted(base=Linear, adapters={"default": LoRALinear, ...})
+
+Paths are those of the bare model everywhere: "blocks.0.attention.q", adapted or not.
+Proved in tests/peft/test_attach.py and test_targets.py."""
+
+from torch import nn
+
+
+class Adapted(nn.Module):
+    """Stands where `base` stood. Its call goes to the active small module, or straight to the base."""
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.base = base
+        self.adapters = nn.ModuleDict()
+        self.active: str | None = None
+        self.train(base.training)
+
+    def forward(self, *inputs, **named):
+        if self.active is None:
+            return self.base(*inputs, **named)
+        return self.adapters[self.active](self.base, *inputs, **named)
+
+    def __getattr__(self, name: str):
+        """`layer.weight`, `layer.in_features`: whatever the wrapper has not, the base is asked for."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+
+def base_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Path -> module of the model as it was before any adapter; a module found under two paths is listed under the first."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+
+    def walk(path: str, module: nn.Module) -> None:
+        module = module.base if isinstance(module, Adapted) else module
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        found[path] = module
+        for name, child in module.named_children():
+            walk(f"{path}.{name}" if path else name, child)
+
+    walk("", model)
+    return found
+
+
+def base_at(model: nn.Module, path: str) -> nn.Module:
+    module = model.get_submodule(path) if path else model
+    return module.base if isinstance(module, Adapted) else module
+
+
+def swap(replacements: dict[nn.Module, nn.Module], model: nn.Module) -> None:
+    """Put each value wherever its key stands in the tree; a module used in two places is replaced in both."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):        # named_children() would skip a second name of the same module
+            if child in replacements:
+                setattr(parent, name, replacements[child])

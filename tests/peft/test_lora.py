@@ -1,0 +1,150 @@
+"""LoRA's arithmetic: worked by hand, at the start, merged, in other dtypes."""
+
+import pytest
+import torch
+from torch import nn
+
+from minift import peft
+from minift.errors import InputError
+from minift.peft.lora import LoRAEmbedding, LoRALinear
+from tests.peft.small import filled
+
+
+
+def test_lora_worked_by_hand():
+    base = nn.Linear(2, 2, bias=False)
+    base.weight.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    lora = LoRALinear(base, rank=1, scale=3.0)
+    lora.A.data, lora.B.data = torch.tensor([[1.0, -1.0]]), torch.tensor([[2.0], [5.0]])
+    x = torch.tensor([[4.0, 1.0]])                    # W x = (6, 16);  A x = 3;  3 * B * 3 = (18, 45)
+    assert torch.equal(lora(base, x), torch.tensor([[24.0, 61.0]]))
+    # W + 3 B A = [[1 + 6, 2 - 6], [3 + 15, 4 - 15]]
+    assert torch.equal(lora.merged(base)["weight"], torch.tensor([[7.0, -4.0], [18.0, -11.0]]))
+
+
+def test_lora_on_an_embedding_worked_by_hand():
+    base = nn.Embedding(3, 2)
+    base.weight.data = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    lora = LoRAEmbedding(base, rank=1, scale=2.0)
+    lora.A.data, lora.B.data = torch.tensor([[1.0, 0.0, -3.0]]), torch.tensor([[1.0], [10.0]])
+    expected = torch.tensor([[-1.0, -54.0], [3.0, 4.0]])      # row 2: (5, 6) + 2 * -3 * (1, 10);  row 1 has A = 0
+    assert torch.equal(lora(base, torch.tensor([2, 1])), expected)
+    assert torch.equal(lora.merged(base)["weight"], torch.tensor([[3.0, 22.0], [3.0, 4.0], [-1.0, -54.0]]))
+
+
+@pytest.mark.parametrize("rslora, scale", [(False, 12 / 4), (True, 12 / 2)])
+def test_the_scale_is_alpha_over_rank_and_over_its_root_for_rslora(rslora, scale):
+    model = nn.Sequential(nn.Linear(7, 5))
+    peft.attach(model, peft.LoRA(rank=4, alpha=12, rslora=rslora))
+    base, lora = model[0].base, filled(model)[0].adapters["default"]
+    x = torch.randn(3, 7)
+    torch.testing.assert_close(model(x), base(x) + scale * x @ lora.A.T @ lora.B.T)
+
+
+def test_the_start_is_the_one_of_the_paper():
+    lora = LoRALinear(nn.Linear(64, 9), rank=50, scale=1.0)
+    assert torch.count_nonzero(lora.B) == 0
+    assert lora.A.shape == (50, 64) and lora.B.shape == (9, 50)
+    assert lora.A.abs().max() <= 1 / 8                                     # uniform on +-1/sqrt(64)
+    assert lora.A.abs().max() > 0.99 / 8                                   # 3200 draws come that close (missed with p = e^-32)
+    assert lora.A.std().item() == pytest.approx(1 / 8 / 3**0.5, rel=0.1)
+    rows = LoRAEmbedding(nn.Embedding(11, 6), rank=50, scale=1.0)
+    assert torch.count_nonzero(rows.A) == 0 and rows.B.std().item() == pytest.approx(1.0, rel=0.3)
+
+
+def test_a_fresh_adapter_changes_nothing():
+    for shape in [(6,), (3, 6), (2, 5, 6)]:
+        model, x = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)), torch.randn(shape)
+        before = model(x)
+        peft.attach(model, peft.LoRA(rank=2))
+        assert torch.equal(model(x), before)
+
+
+def test_only_a_and_b_learn_and_their_gradients_are_those_of_the_equation():
+    model = nn.Sequential(nn.Linear(6, 5)).double()
+    peft.attach(model, peft.LoRA(rank=3, alpha=6))
+    base, lora = model[0].base, filled(model)[0].adapters["default"]
+    x, seen = torch.randn(4, 6, dtype=torch.double), torch.randn(4, 5, dtype=torch.double)
+    (model(x) * seen).sum().backward()
+    change = 2.0 * seen.T @ x                                              # d loss / d (B A), (N, K)
+    torch.testing.assert_close(lora.A.grad, lora.B.T @ change)
+    torch.testing.assert_close(lora.B.grad, change @ lora.A.T)
+    assert base.weight.grad is None and base.bias.grad is None
+
+
+def test_dropout_is_on_the_low_rank_path_only_and_only_while_training():
+    model = nn.Sequential(nn.Linear(40, 5))
+    peft.attach(model, peft.LoRA(rank=4, dropout=0.5))
+    base, lora, x = model[0].base, filled(model)[0].adapters["default"], torch.randn(3, 40)
+    model.eval()
+    exact = model(x)
+    torch.testing.assert_close(exact, base(x) + 4 * x @ lora.A.T @ lora.B.T)
+    model.train()
+    torch.manual_seed(1)
+    dropped = model(x)
+    torch.manual_seed(1)
+    thinned = nn.functional.dropout(x, 0.5)
+    torch.testing.assert_close(dropped, base(x) + 4 * thinned @ lora.A.T @ lora.B.T)
+    assert not torch.allclose(dropped, exact)
+
+
+def test_rank_and_alpha_patterns_change_single_modules():
+    model = nn.ModuleDict({"q": nn.Linear(6, 6), "v": nn.Linear(6, 6), "wide_v": nn.Linear(6, 6)})
+    peft.attach(model, peft.LoRA(rank=2, alpha=8, rank_pattern={"v": 4}, alpha_pattern={"q|v": 1}))
+    lora = {name: module.adapters["default"] for name, module in model.items()}
+    assert {name: (part.A.shape[0], part.scale) for name, part in lora.items()} == {"q": (2, 0.5), "v": (4, 0.25), "wide_v": (2, 4.0)}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_trap34_trained_parameters_are_float32_on_a_half_precision_base(dtype):
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)).to(dtype)
+    before = model(torch.ones(2, 6, dtype=dtype))
+    peft.attach(model, peft.LoRA(rank=2))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert len(trained) == 4 and {p.dtype for p in trained} == {torch.float32}
+    y = filled(model)(torch.ones(2, 6, dtype=dtype))
+    assert y.dtype == before.dtype == dtype
+    y.float().sum().backward()
+    assert {p.grad.dtype for p in trained} == {torch.float32}              # what a GradScaler can unscale
+
+
+def test_trap34_a_step_too_small_for_bfloat16_is_not_lost():
+    model = nn.Sequential(nn.Linear(4, 4)).to(torch.bfloat16)
+    peft.attach(model, peft.LoRA(rank=2))
+    A = model[0].adapters["default"].A
+    A.data.fill_(1.0)
+    A.grad = torch.full_like(A, 1.0)
+    torch.optim.SGD([A], lr=1e-4).step()                                   # bf16 has 8 bits: 1 - 1e-4 rounds to 1
+    assert (A < 1).all()
+
+
+def test_autocast_gives_the_low_precision_result_and_full_precision_gradients():
+    model = nn.Sequential(nn.Linear(6, 5))
+    peft.attach(model, peft.LoRA(rank=2))
+    lora, x = filled(model)[0].adapters["default"], torch.randn(3, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = model(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), model(x), rtol=2**-6, atol=2**-5)     # a few roundings of 2^-9 at size <= 4
+    y.float().sum().backward()
+    assert lora.A.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (dict(rank=0), "rank is 0"), (dict(rank=2.5), "rank is 2.5"), (dict(alpha=0), "alpha is 0"), (dict(alpha=float("nan")), "alpha is nan"),
+        (dict(dropout=1.0), "dropout is 1.0"), (dict(rank_pattern={"q": 0}), "rank is 0"), (dict(alpha_pattern={"(": 1}), "not a regular expression"),
+    ],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused(wrong, words):
+    with pytest.raises(InputError, match=words):
+        peft.LoRA(**wrong)
+
+
+def test_trap23_merging_into_an_integer_weight_is_refused():
+    base = nn.Linear(4, 4)
+    lora = LoRALinear(base, rank=2, scale=1.0)
+    base.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)     # 4 bits, packed
+    with pytest.raises(InputError, match="round the change away"):
+        lora.merged(base)
