@@ -93,9 +93,8 @@ def _parse(module: str, path: Path) -> Iterator[Documented]:
 def _walk(module: str, owner: str, node: ast.AST) -> Iterator[Documented]:
     text = ast.get_docstring(node)
     if text:
-        first, _, rest = text.partition("\n")
-        if SIGNATURE_LINE.match(first.strip()):
-            text = rest.strip()
+        while SIGNATURE_LINE.match(text.partition("\n")[0].strip()):            # old docstrings open with one or several
+            text = text.partition("\n")[2].strip()
         yield Documented(module, owner, getattr(node, "name", ""), _signature(node), text)
     inside = node.name if isinstance(node, ast.ClassDef) else ""
     for child in node.body:

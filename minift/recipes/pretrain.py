@@ -106,11 +106,7 @@ def texts(config: Config) -> tuple[Sequence[str], Sequence[str]]:
     """(training texts, validation texts)."""
     if not config.data:
         return pydocs.documents("train", config.packages), pydocs.documents("valid", config.packages)
-    rows = read_texts(config.data)
-    train, valid = split_rows(rows, key=lambda text: text, fraction=0.05, seed=config.seed)
-    if not train or not valid:
-        raise InputError(f"{len(rows)} texts in {', '.join(config.data)} are too few to hold some out: give at least a few dozen")
-    return train, valid
+    return split_rows(read_texts(config.data), fraction=0.05, seed=config.seed, key=lambda text: text)
 
 
 def shape(config: Config, tokenizer: Tokenizer) -> ModelConfig:
