@@ -8,11 +8,23 @@
 The public names are imported when first used, so `import minift` is instant."""
 
 import importlib
+import sys
+import types
 
 __version__ = "0.1.0"
 
 _HOMES = {"load": "minift.folder", "save": "minift.folder", "generate": "minift.generate", "InputError": "minift.errors"}
 _ROOMS = {"peft", "losses", "tokenizer", "models", "data", "evaluate"}
+
+
+class _Package(types.ModuleType):
+    """Importing the module minift.generate binds it as an attribute here; the function of that name stays in front of it."""
+
+    def __setattr__(self, name: str, value) -> None:
+        super().__setattr__(name, getattr(value, name) if name in _HOMES and isinstance(value, types.ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str):
@@ -22,7 +34,7 @@ def __getattr__(name: str):
         found = importlib.import_module(f"minift.{name}")
     else:
         raise AttributeError(f"minift has no {name!r}")
-    globals()[name] = found                # the function `generate` stays in front of the module of that name
+    globals()[name] = found
     return found
 
 

@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from minift import peft
 from minift.errors import InputError
 from minift.generate import Answer, generate, generate_ids, stream
 from minift.models.cache import KVCache
@@ -183,6 +186,26 @@ def test_the_mode_comes_back_and_dropout_is_off():
     assert torch.is_grad_enabled()                                            # a paused stream does not switch gradients off outside
     pieces.close()
     assert model.training
+
+
+def test_the_package_shows_the_function_wherever_the_module_was_imported_first():
+    code = "import minift; from minift.generate import stream; import minift.recipes; assert callable(minift.generate), minift.generate"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_adapter_generates_as_the_model_it_is_merged_into():
+    model = opinionated(LLAMA)
+    base = generate_ids(model, RAGGED, max_new_tokens=6)
+    peft.attach(model, peft.LoRA(rank=3, alpha=6))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    adapted = generate_ids(model, RAGGED, max_new_tokens=6)
+    with peft.disabled(model):
+        assert generate_ids(model, RAGGED, max_new_tokens=6) == base != adapted
+    peft.merge(model)
+    assert generate_ids(model, RAGGED, max_new_tokens=6) == adapted
 
 
 # --- chance --------------------------------------------------------------------------------------------------------------------
