@@ -90,16 +90,14 @@ def pack(examples: Sequence[Example], length: int, pad_id: int = 0) -> Batch:
 def by_length(examples: Sequence[Example], tokens: int, seed: int) -> list[list[int]]:
     """One epoch of batches, as lists of indices: examples of similar length together, at most `tokens` padded tokens each.
 
-    Lengths are sorted after a little noise, so epochs differ; the order of the batches is shuffled. Deterministic by `seed`."""
+    Examples of one length change places from epoch to epoch, and so does the order of the batches; the batches' shapes and number do
+    not, so the number of steps is known beforehand. Deterministic by `seed`."""
     dice = random.Random(seed)
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids) * dice.uniform(0.9, 1.1))
+    order = sorted(dice.sample(range(len(examples)), len(examples)), key=lambda i: len(examples[i].ids))
     batches: list[list[int]] = []
-    longest = 0
     for index in order:
-        longest = max(longest, len(examples[index].ids))
-        if not batches or longest * (len(batches[-1]) + 1) > tokens:
+        if not batches or len(examples[index].ids) * (len(batches[-1]) + 1) > tokens:      # the newest is the longest
             batches.append([])
-            longest = len(examples[index].ids)
         batches[-1].append(index)
     dice.shuffle(batches)
     return batches
@@ -119,16 +117,16 @@ def windows(stream: Sequence[int], length: int, stride: int) -> Iterator[tuple[i
 def stream_rows(documents: Sequence[Sequence[int]], length: int, seed: int) -> Batch:
     """One epoch of pre-training rows: the documents in a shuffled order, end to end, cut into rows of `length` tokens.
 
-    Every place holds a real token. A document cut by a row's end goes on in the next row, as a segment of its own. The cuts start at a
-    random offset, so they fall elsewhere in each epoch; the incomplete row at the end is left out until the next one."""
+    Every place holds a real token. A document cut by a row's end goes on in the next row, as a segment of its own. The incomplete row
+    is left out, at the start or the end by chance; the order of the documents, and so every cut, is another in each epoch."""
     dice = random.Random(seed)
     order = dice.sample(range(len(documents)), len(documents))
     ids = torch.tensor([token for index in order for token in documents[index]])
     owner = torch.tensor(order).repeat_interleave(torch.tensor([len(documents[index]) for index in order]))
-    offset = dice.randrange(min(length, len(ids) - length + 1)) if len(ids) >= length else 0
-    rows = (len(ids) - offset) // length
+    rows, left = divmod(len(ids), length)                                   # the same number of rows in every epoch
     if rows == 0:
         raise InputError(f"the text has {len(ids)} tokens, fewer than one row of {length}: give more text or a smaller --context")
+    offset = dice.randint(0, left)
     token_ids, segments = (x[offset : offset + rows * length].view(rows, length) for x in (ids, owner))
     loss_mask = torch.zeros(rows, length, dtype=torch.bool)
     loss_mask[:, 1:] = segments[:, 1:] == segments[:, :-1]                  # the first token of a segment has nothing before it
