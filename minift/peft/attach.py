@@ -181,14 +181,15 @@ def remove(model: nn.Module, name: str) -> None:
     others = [other for other in state.sets if other != name]
     if state.merged == name:
         if others:
-            raise InputError(f"{name!r} is merged, and the sets {others} were trained on the weights without it: remove them first, or unmerge")
+            raise InputError(f"{name!r} is merged, and the sets {others} were trained on the weights without it: remove them, or unmerge")
         state.backup, state.merged = {}, None
-    for path, wrapper in list(state.wrappers.items()):
+    for wrapper in state.wrappers.values():
         if name in wrapper.adapters:
             del wrapper.adapters[name]
-        if not wrapper.adapters:
-            swap({wrapper: wrapper.base}, model)
-            del state.wrappers[path]
+    empty = {path: wrapper for path, wrapper in state.wrappers.items() if not wrapper.adapters}
+    swap({wrapper: wrapper.base for wrapper in empty.values()}, model)
+    for path in empty:
+        del state.wrappers[path]
     del state.sets[name]
     if state.active == name and state.merged is None:
         _activate(state, None)

@@ -82,7 +82,8 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> None:
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys() - own.keys())
     if missing or extra:
         raise InputError(
-            f"{where}: the tensors are not those that {CONFIG} and this model call for.{_some('missing', missing)}{_some('left over', extra)}"
+            f"{where}: the tensors are not those that {CONFIG} and this model call for."
+            f"{_some('missing', missing)}{_some('left over', extra)}"
             " Is it an adapter for another model, or were keys renamed?"
         )
     for key, base in own.items():

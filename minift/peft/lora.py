@@ -81,7 +81,7 @@ class LoRA:
         """From the fields of an adapter_config.json; takes out (pops) those it understands, so that the caller can refuse the rest."""
         start = fields.pop("init_lora_weights", True)
         if start not in (True, False, None, "gaussian", "eva", "orthogonal"):
-            raise InputError(f"init_lora_weights is {start!r}: that start changes the base's weights too. Convert the adapter to plain LoRA first")
+            raise InputError(f"init_lora_weights is {start!r}: that start changes the base too. Convert the adapter to plain LoRA first")
         fields.pop("fan_in_fan_out", None)                  # how the base is stored; A and B are the same either way
         return cls(
             rank=fields.pop("r", 8),
@@ -151,5 +151,5 @@ class LoRAEmbedding(nn.Module):
 def added(weight: Tensor, change: Tensor) -> Tensor:
     """weight + change in weight's dtype. A 4-bit or 8-bit weight is refused: rounding it again would eat the change (trap 23)."""
     if not weight.is_floating_point():
-        raise InputError(f"the base weight is stored as {weight.dtype}: merging would round the change away. Load the base unquantized to merge")
+        raise InputError(f"the base weight is {weight.dtype}: merging would round the change away. Load the base unquantized to merge")
     return (weight.to(change.dtype) + change).to(weight.dtype)

@@ -20,8 +20,8 @@ from tests.peft.small import filled
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
 SHAPE = dict(vocab_size=31, initializer_range=0.2)
 CONFIGS = {
-    "llama": transformers.LlamaConfig(hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,
-                                      max_position_embeddings=32, **SHAPE),
+    "llama": transformers.LlamaConfig(hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3,
+                                      num_key_value_heads=1, max_position_embeddings=32, **SHAPE),
     "gpt2": transformers.GPT2Config(n_embd=24, n_layer=2, n_head=3, n_positions=32, **SHAPE),
 }  # fmt: skip
 HEAD_AND_EMBEDDING = {"llama": ["embed_tokens", "q_proj", "lm_head"], "gpt2": ["wte", "wpe", "c_attn", "lm_head"]}

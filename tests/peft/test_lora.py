@@ -32,6 +32,27 @@ def test_lora_on_an_embedding_worked_by_hand():
     assert torch.equal(lora.merged(base)["weight"], torch.tensor([[3.0, 22.0], [3.0, 4.0], [-1.0, -54.0]]))
 
 
+class Conv1D(nn.Module):
+    """As in transformers' GPT-2: y = x W + b with W (K, N)."""
+
+    def __init__(self, N, K):
+        super().__init__()
+        self.nf, self.weight, self.bias = N, nn.Parameter(torch.randn(K, N)), nn.Parameter(torch.randn(N))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+def test_a_weight_stored_transposed_is_merged_transposed():
+    model, x = nn.Sequential(Conv1D(5, 7), Conv1D(5, 5)), torch.randn(3, 7)     # (5, 5): a wrong transposition would fit too
+    peft.attach(model, peft.LoRA(rank=2))
+    assert model[0].adapters["default"].A.shape == (2, 7)
+    after = filled(model)(x)
+    peft.merge(model)
+    assert model[0].weight.shape == (7, 5)
+    torch.testing.assert_close(model(x), after, rtol=1e-5, atol=1e-4)           # float32 sums of size up to 30
+
+
 @pytest.mark.parametrize("rslora, scale", [(False, 12 / 4), (True, 12 / 2)])
 def test_the_scale_is_alpha_over_rank_and_over_its_root_for_rslora(rslora, scale):
     model = nn.Sequential(nn.Linear(7, 5))
@@ -133,10 +154,15 @@ def test_autocast_gives_the_low_precision_result_and_full_precision_gradients():
 @pytest.mark.parametrize(
     "wrong, words",
     [
-        (dict(rank=0), "rank is 0"), (dict(rank=2.5), "rank is 2.5"), (dict(alpha=0), "alpha is 0"), (dict(alpha=float("nan")), "alpha is nan"),
-        (dict(dropout=1.0), "dropout is 1.0"), (dict(rank_pattern={"q": 0}), "rank is 0"), (dict(alpha_pattern={"(": 1}), "not a regular expression"),
+        (dict(rank=0), "rank is 0"),
+        (dict(rank=2.5), "rank is 2.5"),
+        (dict(alpha=0), "alpha is 0"),
+        (dict(alpha=float("nan")), "alpha is nan"),
+        (dict(dropout=1.0), "dropout is 1.0"),
+        (dict(rank_pattern={"q": 0}), "rank is 0"),
+        (dict(alpha_pattern={"(": 1}), "not a regular expression"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_make_no_sense_are_refused(wrong, words):
     with pytest.raises(InputError, match=words):
         peft.LoRA(**wrong)

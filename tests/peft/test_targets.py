@@ -16,10 +16,13 @@ def test_all_linear_is_every_linear_except_the_head():
     assert list(find(llama(), "all-linear")) == [f"blocks.{layer}.{part}" for layer in (0, 1) for part in parts]
     assert len(find(gpt2(), "all-linear")) == 8                            # qkv, out, up, down
     assert list(find(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)), "all-linear")) == ["0", "2"]
-    assert list(find(nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 2), "rows": nn.Embedding(2, 2)}), "all-linear")) == ["body"]
+    model = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 2), "rows": nn.Embedding(2, 2)})
+    assert list(find(model, "all-linear")) == ["body"]
 
 
-@pytest.mark.parametrize("ours, theirs", [("q", "q_proj"), ("attention.q", "self_attn.q_proj"), ("embed", "embed_tokens"), ("head", "lm_head")])
+@pytest.mark.parametrize(
+    "ours, theirs", [("q", "q_proj"), ("attention.q", "self_attn.q_proj"), ("embed", "embed_tokens"), ("head", "lm_head")]
+)
 def test_a_name_is_a_path_or_the_end_of_one_ours_or_hugging_faces(ours, theirs):
     model = llama()
     assert list(find(model, [ours])) == list(find(model, (theirs,))) != []
