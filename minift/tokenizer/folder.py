@@ -1,0 +1,137 @@
+"""The tokenizer of a Hugging Face folder.
+
+The vocabulary is the first of tokenizer.json; tokenizer.model or spiece.model; vocab.json with merges.txt. The special tokens are
+those of tokenizer_config.json, special_tokens_map.json, the vocabulary itself, generation_config.json and config.json, in that
+order of trust. A special token that the vocabulary lacks gets the next free id, as in transformers; check_fits then finds out
+whether the embedding has a row for it.
+Proved in tests/test_tokenizer.py. Left out: WordPiece's vocab.txt; a vocab.json with merges.txt that is not GPT-2's (the files do not
+say how words are split); the `clean_up_tokenization_spaces` of old configs; T5's EOS at the end where its config does not say so."""
+
+import json
+from pathlib import Path
+
+import tokenizers
+
+from minift.errors import InputError
+from minift.tokenizer.tokenizer import Tokenizer
+from minift.tokenizer.vocabulary import ROLES, Fast, SentencePiece
+
+SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
+VOCABULARY_FILES = ("tokenizer.json", *SENTENCEPIECE_FILES, "vocab.json", "merges.txt")
+
+
+def load(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder; raises InputError if there is none, or one that cannot be read."""
+    folder = Path(folder)
+    files = {name: (folder / name).read_bytes() for name in (*VOCABULARY_FILES, "generation_config.json") if (folder / name).is_file()}
+    config = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
+    config |= {f"{role}_token": _text(config.get(f"{role}_token")) for role in ROLES}
+    config["additional_special_tokens"] = [_text(token) for token in config.get("additional_special_tokens") or []]
+    config["chat_template"] = _chat_template(folder, config.get("chat_template"))
+    for text, i in _json(folder / "added_tokens.json").items():
+        config.setdefault("added_tokens_decoder", {}).setdefault(str(i), {"content": text, "special": True})
+    found = next((name for name in ("tokenizer.json", *SENTENCEPIECE_FILES) if name in files), None)
+    if found is None and not {"vocab.json", "merges.txt"} <= files.keys():
+        raise InputError(f"no tokenizer in {folder}: looked for {', '.join(VOCABULARY_FILES[:3])}, or vocab.json with merges.txt. "
+                         "Put the tokenizer's files beside the model's config.json")
+    models = _json(folder / "generation_config.json"), _json(folder / "config.json")
+    try:
+        if found == "tokenizer.json":
+            vocabulary = _from_json(files[found], config)
+        elif found:
+            vocabulary = from_sentencepiece(files[found], config)
+        else:
+            vocabulary = _from_gpt2(folder, config, models[1].get("model_type", "gpt2"))
+    except InputError:
+        raise
+    except Exception as error:                                          # both packages raise a bare Exception for a damaged file
+        raise InputError(f"{folder / (found or 'vocab.json')} cannot be read as a tokenizer ({error}): fetch it again") from None
+    for role in ROLES:                                                  # the last resort: an id where nobody gave a name
+        ids = [i for m in models for i in _ids(m.get(f"{role}_token_id")) if i in vocabulary.special_ids]
+        if ids and not config[f"{role}_token"]:
+            config[f"{role}_token"] = vocabulary.name(ids[0])
+    return Tokenizer(vocabulary, config, files, [i for m in models for i in _ids(m.get("eos_token_id"))])
+
+
+def _from_json(content: bytes, config: dict) -> Fast:
+    """What encode adds is the file's own business: its post-processor decides, as in transformers 5, not add_bos_token."""
+    vocabulary = Fast(tokenizers.Tokenizer.from_buffer(content))
+    bare, whole = (vocabulary.starting.encode("a", add_special_tokens=flag).tokens for flag in (False, True))
+    config["add_bos_token"], config["add_eos_token"] = whole[:1] != bare[:1], whole[-1:] != bare[-1:]
+    for role, token in (("bos", whole[:1]), ("eos", whole[-1:])):
+        if config[f"add_{role}_token"] and not config[f"{role}_token"]:
+            config[f"{role}_token"] = token[0]
+    config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")     # the transformers class that takes the file at its word
+    return vocabulary
+
+
+def from_sentencepiece(content: bytes, config: dict) -> SentencePiece:
+    """LLaMA's conventions where the config is silent: BOS is added, the tokens are named by the model file."""
+    vocabulary = SentencePiece(content, config.get("add_prefix_space"), after_special=bool(config.get("legacy")))
+    _add(vocabulary, config)
+    if not vocabulary.length:
+        raise InputError("the sentencepiece model is empty: fetch it again")
+    for role in ROLES:
+        config[f"{role}_token"] = config.get(f"{role}_token") or vocabulary.roles.get(role)
+    config["add_prefix_space"] = vocabulary.starting.encode("a") != vocabulary.continuing.encode("a")
+    for key, value in {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": False}.items():
+        config.setdefault(key, value)
+    return vocabulary
+
+
+def _from_gpt2(folder: Path, config: dict, model_type: str) -> Fast:
+    """The two files hold pieces and merges but not how words are split, so only GPT-2's own split is trusted."""
+    kind = config.setdefault("tokenizer_class", "GPT2Tokenizer" if model_type == "gpt2" else model_type)
+    if not kind.startswith("GPT2"):
+        raise InputError(f"{folder} has vocab.json + merges.txt of a {kind}, and no tokenizer.json: these two files do not say how words are "
+                         "split, and only GPT-2's way is built in. Save the tokenizer with a recent transformers, which writes tokenizer.json")
+    model = tokenizers.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    inner = tokenizers.Tokenizer(model)
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space")))
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    vocabulary = Fast(inner)
+    _add(vocabulary, config)
+    if vocabulary.id("<|endoftext|>") is not None:
+        for role in ("bos", "eos", "unk"):
+            config[f"{role}_token"] = config.get(f"{role}_token") or "<|endoftext|>"
+    return vocabulary
+
+
+def _add(vocabulary: SentencePiece | Fast, config: dict) -> None:
+    """The tokens that tokenizer_config.json puts on top of a vocabulary file."""
+    for i, token in sorted((int(i), token) for i, token in config.get("added_tokens_decoder", {}).items()):
+        vocabulary.add(token["content"], special=token.get("special", True))
+        if vocabulary.id(token["content"]) != i:
+            raise InputError(f"the added token {token['content']!r} should have id {i} but gets {vocabulary.id(token['content'])}: "
+                             "tokenizer_config.json and the vocabulary are not of the same tokenizer")
+
+
+def _chat_template(folder: Path, template: str | list | None) -> str | None:
+    """chat_template.jinja, else tokenizer_config's: a string, or a list of {"name", "template"} of which "default" is meant."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if not isinstance(template, list):
+        return template
+    named = {entry["name"]: entry["template"] for entry in template}
+    if "default" not in named:
+        raise InputError(f"{folder / 'tokenizer_config.json'} has chat templates {sorted(named)} but none called default: rename one")
+    return named["default"]
+
+
+def _text(token: str | dict | None) -> str | None:
+    return token["content"] if isinstance(token, dict) else token       # {"content": "<s>", "lstrip": false, ...}
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _json(path: Path) -> dict:
+    """A JSON object, {} if there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): fetch it again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not an object of named settings: fetch it again")
+    return content
