@@ -1,0 +1,177 @@
+"""The newcomer's first minutes: teach the bundled model to say what a Python function does, and show that it learned.
+
+    # asyncio.locks, class Lock
+    def locked(self)
+    Summary:                            ->   Return True if lock is acquired.
+
+The base model has read docstrings but never a signature. LoRA learns the step from one to the other, on pairs made from the
+standard library of the Python that runs this. Judged on functions of modules that neither training ever saw:
+    loss        nats per token of the true summary
+    ROUGE-L     words in common with the true summary, in order (evaluate/generation.py)
+    PEP 257     share of the written summaries that keep PEP 257's rules for a summary line (data/pep257.py)
+Nothing is downloaded. Proved in tests/recipes/test_quickstart.py."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from rich.console import Console
+
+from minift import folder as folders
+from minift import peft
+from minift.data.examples import build, prompt_ids
+from minift.data.pep257 import is_pep257
+from minift.data.pydocs import Pair, pairs
+from minift.data.sources import Row
+from minift.evaluate.generation import rouge_l
+from minift.evaluate.perplexity import perplexity
+from minift.files import write_text
+from minift.generate import generate
+from minift.recipes.report import draw_loss, markdown_table, terminal_table
+from minift.recipes.sft import MethodConfig, tune, write_result
+from minift.train.run import open_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(MethodConfig):
+    """Fine-tune the bundled model on this machine's own Python and show what it learned."""
+
+    out: Path = Path("runs/quickstart")
+    """The run folder; an earlier quickstart there is replaced."""
+    model: str = "base"
+    """The bundled model, or a Hugging Face checkpoint folder."""
+    rank: int = 16
+    alpha: float = 32.0
+    lr: float = 3e-3
+    """Peak learning rate; small models take large ones."""
+    epochs: float = 3.0
+    judged: int = 250
+    """Held-out functions to write summaries for."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One column of the before/after table."""
+
+    loss: float
+    """Nats per token."""
+    rouge_l: float
+    pep257: float
+    """Share, 0 to 1."""
+    written: tuple[str, ...]
+    """The summaries themselves."""
+
+
+@dataclass(frozen=True)
+class Result:
+    before: Scores
+    after: Scores
+    seconds: float
+    folder: Path
+    interrupted: bool
+
+
+def run(config: Config, quiet: bool = False) -> Result:
+    console = Console(quiet=quiet)
+    began = time.perf_counter()
+    console.print("Reading the signatures and docstrings of this Python's standard library ...")
+    train, valid, test = (pairs(split) for split in ("train", "valid", "test"))
+    judged = spread(test, config.judged)
+    model, tokenizer = folders.load(config.model)
+    train_set, valid_set, test_set = (build([as_row(pair) for pair in side], tokenizer, max_length=256)[0] for side in (train, valid, judged))
+    folder = open_run(config.out, "quickstart", config, overwrite=True)
+    console.print(f"{len(train)} functions to learn from, {len(judged)} of {len({p.module for p in judged})} held-out modules to judge by\n")
+
+    before = scores(model, tokenizer, judged, test_set)
+    outcome = tune(model, train_set, valid_set, config, folder, quiet)
+    after = scores(model, tokenizer, judged, test_set)
+    write_result(model, tokenizer, config, folder, base=config.model)
+
+    seconds = time.perf_counter() - began
+    rows, samples = table(before, after), side_by_side(judged, before, after)
+    console.print()
+    console.print(terminal_table(f"{len(judged)} functions of held-out modules", HEADER, rows))
+    for pair, b, a in samples:
+        console.print(f"\n{pair.prompt.removesuffix('Summary:').rstrip()}", highlight=False, markup=False)
+        for name, text in (("truth", pair.summary), ("before", b), ("after", a)):
+            console.print(f"  {name:<7}{text}", highlight=False, markup=False, soft_wrap=True)
+    draw_loss(folder, "Does it learn something about functions it has never seen?")
+    write_text(folder / "samples.md", "# Five held-out functions\n\n" + samples_markdown(samples) + "\n")
+    write_text(folder / "report.md", report(config, model, len(train), judged, rows, samples, seconds))
+    console.print(f"\nDone in {seconds:.0f} s. Report: {folder / 'report.md'}   Adapter: {folder / 'adapter'}", highlight=False, soft_wrap=True)
+    return Result(before, after, seconds, folder, outcome.stopped == "interrupted")
+
+
+def spread(found: Sequence[Pair], count: int) -> list[Pair]:
+    """`count` of them at even distances, so that all modules are represented."""
+    return [found[i * len(found) // count] for i in range(count)] if len(found) > count else list(found)
+
+
+def as_row(pair: Pair) -> Row:
+    return Row("prompt/completion", pair.module, prompt=pair.prompt, completion=" " + pair.summary)
+
+
+def scores(model, tokenizer, judged: Sequence[Pair], examples) -> Scores:
+    """Loss on the true summaries, then write summaries greedily and judge those."""
+    prompts = [prompt_ids(as_row(pair), tokenizer) for pair in judged]
+    written = [text.split("\n")[0].strip() for text in generate(model, tokenizer, prompts, max_new_tokens=40, stop=["\n"])]
+    return Scores(
+        loss=perplexity(model, examples).nats_per_token,
+        rouge_l=fmean(rouge_l(text, pair.summary) for text, pair in zip(written, judged)),
+        pep257=fmean(is_pep257(text) for text in written),
+        written=tuple(written),
+    )
+
+
+HEADER = ["", "before", "after", "change"]
+
+
+def table(before: Scores, after: Scores) -> list[list[str]]:
+    return [
+        ["loss, nats per token", f"{before.loss:.3f}", f"{after.loss:.3f}", f"{after.loss / before.loss - 1:+.0%}"],
+        ["ROUGE-L", f"{before.rouge_l:.3f}", f"{after.rouge_l:.3f}", f"{after.rouge_l - before.rouge_l:+.3f}"],
+        ["PEP 257 summaries", f"{before.pep257:.0%}", f"{after.pep257:.0%}", f"{100 * (after.pep257 - before.pep257):+.0f} points"],
+    ]
+
+
+def side_by_side(judged: Sequence[Pair], before: Scores, after: Scores, count: int = 5) -> list[tuple[Pair, str, str]]:
+    """Evenly spaced, not picked: what a reader sees is what the model does."""
+    places = [(2 * i + 1) * len(judged) // (2 * count) for i in range(min(count, len(judged)))]
+    return [(judged[i], before.written[i], after.written[i]) for i in places]
+
+
+def samples_markdown(samples: Sequence[tuple[Pair, str, str]]) -> str:
+    cells = [(pair.prompt.splitlines()[1], pair.summary, b or "(nothing)", a or "(nothing)") for pair, b, a in samples]
+    return markdown_table(["function", "its docstring", "before", "after"], cells)
+
+
+def report(config: Config, model, train: int, judged: Sequence[Pair], rows, samples, seconds: float) -> str:
+    """One page a teacher could show."""
+    return f"""# Teaching a small model to document Python functions
+
+**The question.** A language model has read this machine's docstrings, but never saw which function they belong to. Can {peft.trainable(model).trained:,}
+new numbers teach it to write the summary line of a function it has never seen, from the signature alone?
+
+**The method.** LoRA of rank {config.rank} on every linear layer: y = x Wᵀ + ({config.alpha:g} / {config.rank}) (x Aᵀ) Bᵀ, with W frozen and only A and B trained
+(Hu et al. 2021). {train:,} functions of the standard library to learn from, {config.epochs:g} passes, {seconds:.0f} seconds in all on this machine.
+
+**The judgement.** {len(judged)} functions from {len({pair.module for pair in judged})} modules that neither the base model nor this training has read.
+
+{markdown_table(HEADER, rows)}
+
+Loss: surprise at the true summary. ROUGE-L: words in common with it, in order. PEP 257: one line, imperative mood, a capital, a full stop, at most 72 characters.
+
+![loss](loss.png)
+
+**Five functions, evenly spaced, not picked:**
+
+{samples_markdown(samples)}
+
+**Try it.** `minift generate --adapter {config.out}/adapter --prompt "# shop.cart, class Cart
+def remove_item(self, item)
+Summary:"`
+
+Settings: [config.json](config.json). Every step: [metrics.jsonl](metrics.jsonl).
+"""

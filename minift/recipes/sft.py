@@ -1,0 +1,220 @@
+"""Supervised fine-tuning: show the model questions with their answers, and train it to say the answers.
+
+    loss = - (1 / targets) sum over answer tokens t of log p(token_t | question, answer so far)
+
+Three ways, chosen with --method, differ only in which parameters train:
+    lora      small matrices beside every linear (minift/peft/lora.py); the result is an adapter of a few per cent of the size
+    full      every parameter; the result is a new checkpoint
+    last      the last --last-n blocks, the final norm and an untied head (the classic cheap baseline)
+Rows come from files of any known format (minift/data/sources.py). Some are held out by a hash of their question, and the loss on
+them is measured before, during and after.
+Batches hold examples of similar length (--batching bucketed) or several examples to a row (packed); docs/batching.md has the
+measurement behind the default. Proved in tests/recipes/test_sft.py. Left out: preferences and rewards (other recipes)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from minift import folder as folders
+from minift import peft
+from minift.data.batches import Batch, Example, by_length, micro_batches, pack, pad
+from minift.data.examples import Learn, Report, build, prompt_ids
+from minift.data.sources import Row, read
+from minift.data.split import split_rows
+from minift.errors import InputError
+from minift.evaluate.perplexity import Perplexity, perplexity
+from minift.files import write_text
+from minift.generate import generate
+from minift.losses.sft import next_token
+from minift.models.transformer import Transformer
+from minift.recipes.report import draw_loss, markdown_table
+from minift.tokenizer import Tokenizer
+from minift.train.loop import LoopConfig, Outcome, fit
+from minift.train.precision import autocast
+from minift.train.run import open_run
+
+Method = Literal["lora", "full", "last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig(LoopConfig):
+    """What of the model trains, and in what batches."""
+
+    method: Method = "lora"
+    """lora: an adapter on the frozen model; full: every weight; last: the last blocks only."""
+    lr: float = 5e-4
+    """Peak learning rate. Full fine-tuning of a large model wants about a tenth of this."""
+    rank: int = 8
+    """r of LoRA."""
+    alpha: float = 16.0
+    """LoRA's change is scaled by alpha / r."""
+    lora_dropout: float = 0.0
+    """On the input of the LoRA branch, while training."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Where LoRA goes: "all-linear", names or ends of names such as q_proj, or one regular expression that contains a * or a |."""
+    last_n: int = 1
+    """Blocks that --method last trains."""
+    batching: Literal["bucketed", "packed"] = "bucketed"
+    """bucketed: similar lengths together, padded; packed: several examples per row, kept apart by the attention mask."""
+    batch_tokens: int = 4096
+    """Tokens of a micro-batch, pads included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(MethodConfig):
+    """Fine-tune a model on your own questions and answers."""
+
+    data: tuple[str, ...]
+    """Files or globs: JSONL, JSON, CSV, TSV or text, in Alpaca, ShareGPT, messages, prompt/completion or text format."""
+    out: Path
+    """The run folder."""
+    model: str = "base"
+    """A Hugging Face checkpoint folder, or the bundled "base"."""
+    held_out: float = 0.1
+    """Share of the questions that are not trained on but measured."""
+    eval_data: tuple[str, ...] = ()
+    """Files to measure on, instead of holding out a share."""
+    template: str | None = None
+    """How messages become text: chatml, llama2, llama3, alpaca, plain; none: the tokenizer's own, else plain."""
+    learn: Learn = "completion"
+    """completion: the last answer; assistant: every assistant turn; all: every token."""
+    max_length: int = 1024
+    """Longest example in tokens; longer ones are cut, and counted."""
+    samples: int = 5
+    """Held-out questions answered before and after, for samples.md."""
+    new_tokens: int = 64
+    """Longest answer in samples.md."""
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the loaded weights; trained ones need float32, a frozen base may be smaller."""
+    overwrite: bool = False
+    """Replace an earlier run in the folder."""
+    resume: bool = False
+    """Go on from the folder's last checkpoint."""
+
+
+@dataclass(frozen=True)
+class Result:
+    before: Perplexity
+    after: Perplexity
+    outcome: Outcome
+    written: Path
+    """The adapter or the model folder."""
+
+    @property
+    def interrupted(self) -> bool:
+        return self.outcome.stopped == "interrupted"
+
+
+def run(config: Config, quiet: bool = False) -> Result:
+    if config.method != "lora" and config.dtype != "float32":
+        raise InputError(f"--method {config.method} trains the model's own weights, which need --dtype float32 (the steps are smaller than {config.dtype} resolves)")
+    rows = read(config.data)
+    train_rows, valid_rows = (rows, read(config.eval_data)) if config.eval_data else split_rows(rows, fraction=config.held_out, seed=0)
+    model, tokenizer = folders.load(config.model, getattr(torch, config.dtype), config.device)
+    making = dict(template=config.template, learn=config.learn, max_length=config.max_length)
+    train_set, report = build(train_rows, tokenizer, **making)
+    valid_set, valid_report = build(valid_rows, tokenizer, **making)
+    folder = open_run(config.out, "sft", config, config.overwrite, config.resume)
+    say = (lambda text: None) if quiet else print
+    say(describe(report, valid_report))
+
+    prompts = [prompt_ids(row, tokenizer, template=config.template) for row in valid_rows[: config.samples]]
+    answer = lambda: generate(model, tokenizer, prompts, max_new_tokens=config.new_tokens) if prompts else []
+    before, said_before = perplexity(model, valid_set), answer()
+    outcome = tune(model, train_set, valid_set, config, folder, quiet, config.resume)
+    after, said_after = perplexity(model, valid_set), answer()
+
+    written = write_result(model, tokenizer, config, folder, base=config.model)
+    draw_loss(folder, f"Held-out loss {before.nats_per_token:.2f} → {after.nats_per_token:.2f}", before.nats_per_token)
+    write_samples(folder, valid_rows[: config.samples], said_before, said_after)
+    say(f"held-out loss {before.nats_per_token:.3f} -> {after.nats_per_token:.3f} nats/token over {after.tokens} tokens; written: {written}")
+    return Result(before, after, outcome, written)
+
+
+def tune(
+    model: Transformer, train_set: Sequence[Example], valid_set: Sequence[Example], config: MethodConfig, folder: Path,
+    quiet: bool = False, resume: bool = False,
+) -> Outcome:
+    """Choose what trains, make the batches, and run the loop. `model` is changed in place."""
+    torch.manual_seed(config.seed)
+    choose_parameters(model, config)
+    if not quiet:
+        print(f"{config.method}: {peft.trainable(model)}")
+    measure = lambda: {"loss": evaluate(model, valid_set, config)}
+    return fit(model, batches(train_set, config), loss, config, folder, measure, resume, quiet)
+
+
+def choose_parameters(model: Transformer, config: MethodConfig) -> None:
+    """Freeze what is not to train; with LoRA, attach it under the name "default"."""
+    if config.method == "lora":
+        one = config.targets[0] if len(config.targets) == 1 else ""
+        targets = one if one == "all-linear" or set(one) & set("*|") else config.targets
+        peft.attach(model, peft.LoRA(rank=config.rank, alpha=config.alpha, dropout=config.lora_dropout, targets=targets))
+    if config.method == "last":
+        if not 1 <= config.last_n <= len(model.blocks):
+            raise InputError(f"--last-n {config.last_n}: the model has {len(model.blocks)} blocks, choose 1 to {len(model.blocks)}")
+        model.requires_grad_(False)
+        last: list[nn.Module] = [*model.blocks[-config.last_n :], model.norm]
+        if not model.config.tie_embeddings:
+            last.append(model.head)
+        for module in last:
+            module.requires_grad_(True)
+
+
+def loss(model: nn.Module, batch: Batch):
+    return next_token(model(batch.token_ids, segments=batch.segments), batch.token_ids, batch.loss_mask)
+
+
+def batches(examples: Sequence[Example], config: MethodConfig) -> Callable[[int], Sequence[Batch]]:
+    """epoch -> its micro-batches; every epoch has another order and the same number of them."""
+
+    def bucketed(epoch: int) -> Sequence[Batch]:
+        return [pad([examples[i] for i in batch]) for batch in by_length(examples, config.batch_tokens, config.seed + epoch)]
+
+    def packed(epoch: int) -> Sequence[Batch]:
+        length = max(len(example.ids) for example in examples)
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(config.seed + epoch)).tolist()
+        rows = pack([examples[i] for i in order], length)
+        return micro_batches(rows, max(1, config.batch_tokens // length), config.seed + epoch)
+
+    return bucketed if config.batching == "bucketed" else packed
+
+
+@torch.no_grad()
+def evaluate(model: Transformer, examples: Sequence[Example], config: MethodConfig) -> float:
+    """The held-out loss in training's own arithmetic, nats per target token."""
+    device = next(model.parameters()).device.type
+    with autocast(config.precision, device):
+        return perplexity(model, examples).nats_per_token
+
+
+def write_result(model: Transformer, tokenizer: Tokenizer, config: MethodConfig, folder: Path, base: str) -> Path:
+    """The adapter, or the whole model, in Hugging Face's layout."""
+    if config.method == "lora":
+        peft.save(model, folder / "adapter", overwrite=True, base_model=base)
+        return folder / "adapter"
+    folders.save(model, tokenizer, folder / "model", overwrite=True)
+    return folder / "model"
+
+
+def describe(train: Report, valid: Report) -> str:
+    """What became of the rows, in a few lines; nothing that was dropped or cut goes unsaid."""
+    lines = [f"{train.kept} examples to train on ({train.targets} of {train.tokens} tokens are targets), {valid.kept} held out ({valid.targets} targets)"]
+    lines += [f"{train.duplicates} questions repeat an earlier one"] if train.duplicates else []
+    for name, report in (("training", train), ("held-out", valid)):
+        lines += [f"{report.truncated} {name} examples were cut to the longest length, {report.answers_cut} of them in the answer"] if report.truncated else []
+        if report.without_answer:
+            lines.append(f"{len(report.without_answer)} {name} rows have no answer and are left out: {', '.join(report.without_answer[:3])} ...")
+    return "\n".join(lines)
+
+
+def write_samples(folder: Path, rows: Sequence[Row], before: Sequence[str], after: Sequence[str]) -> None:
+    """samples.md: questions, the reference answers, and what the model said before and after."""
+    shown = [(row.question.replace("\x1f", " ").replace("\x1e", ": "), row.answer, b, a) for row, b, a in zip(rows, before, after)]
+    table = markdown_table(["question", "reference", "before", "after"], shown)
+    write_text(folder / "samples.md", f"# Held-out samples\n\n{table}\n")
