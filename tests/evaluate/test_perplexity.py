@@ -81,12 +81,14 @@ def test_trap44_the_same_loss_for_batches_of_1_3_and_8(model):
 
 
 def test_trap44_it_is_a_mean_over_tokens_not_over_batches_or_texts(model):
-    short, long = some_examples(2)[0], some_examples()[-1]
+    with torch.no_grad():                                                     # the short text ends as expected, the long one does not
+        expected, unexpected = (pick(model(torch.tensor([[3, 1]]))[0, -1]).item() for pick in (torch.argmax, torch.argmin))
+    short, long = Example([3, 1, expected], [False, False, True]), Example([3, 1, unexpected] + [7] * 9, [False, False] + [True] * 10)
     alone = [perplexity(model, [e]) for e in (short, long)]
     together = perplexity(model, [short, long]).nats_per_token
     weighted = sum(a.nats_per_token * a.tokens for a in alone) / sum(a.tokens for a in alone)
     assert together == pytest.approx(weighted, rel=1e-5)
-    assert abs(together - sum(a.nats_per_token for a in alone) / 2) > 0.01    # what a mean of means would give is another number
+    assert abs(together - sum(a.nats_per_token for a in alone) / 2) > 0.1     # what a mean of means would give is another number
 
 
 def test_perplexity_and_bits_per_byte_worked_by_hand():

@@ -1,0 +1,58 @@
+"""Plausible bugs of generation and evaluation: each was somebody's."""
+
+from tests.mutants.mutant import Mutant
+
+GENERATE = "tests/test_generate.py"
+PERPLEXITY = "tests/evaluate/test_perplexity.py"
+ROUGE = "tests/evaluate/test_generation.py"
+
+MUTANTS = [
+    Mutant(
+        name="top_p_keeps_one_too_few", file="minift/sampling.py", test=GENERATE,
+        old="above = probabilities.cumsum(-1) - probabilities ", new="above = probabilities.cumsum(-1) ",
+    ),
+    Mutant(
+        name="penalty_rewards_negative_logits", file="minift/sampling.py", test=GENERATE,
+        old="torch.where(logits < 0, logits * penalty, logits / penalty)", new="logits / penalty",
+    ),
+    Mutant(
+        name="min_p_of_one_instead_of_the_likeliest", file="minift/sampling.py", test=GENERATE,
+        old="logits < logits.amax(-1, keepdim=True) + math.log(p)", new="logits.log_softmax(-1) < math.log(p)",
+    ),
+    Mutant(
+        name="rows_share_one_random_stream", file="minift/generate.py", test=GENERATE,
+        old="[torch.Generator().manual_seed(seed) for seed in seeds]", new="[torch.Generator().manual_seed(seeds[0])] * len(seeds)",
+    ),
+    Mutant(
+        name="pads_stay_in_the_cache", file="minift/generate.py", test=GENERATE,
+        old="cache.lengths = lengths ", new="assert lengths is not None ",
+    ),
+    Mutant(
+        name="first_token_read_off_a_pad", file="minift/generate.py", test=GENERATE,
+        old="hidden[torch.arange(len(rows), device=device), lengths - 1]", new="hidden[:, -1]",
+    ),
+    Mutant(
+        name="penalty_forgets_the_answer", file="minift/generate.py", test=GENERATE,
+        old="seen.scatter_(1, chosen[:, None], True)", new="seen = seen",
+    ),
+    Mutant(
+        name="stream_shows_part_of_a_stop_string", file="minift/generate.py", test=GENERATE,
+        old="len(self.text) - max(held, default=0)", new="len(self.text)",
+    ),
+    Mutant(
+        name="mean_of_batch_means", file="minift/evaluate/perplexity.py", test=PERPLEXITY,
+        old="nats + loss_sum.item(), tokens + int(count)", new="nats + loss_sum.item() / int(count) * len(indices), tokens + len(indices)",
+    ),
+    Mutant(
+        name="pads_and_prompts_scored", file="minift/evaluate/perplexity.py", test=PERPLEXITY,
+        old="batch.token_ids, batch.loss_mask)", new="batch.token_ids, torch.ones_like(batch.loss_mask))",
+    ),
+    Mutant(
+        name="overlap_of_windows_scored_twice", file="minift/evaluate/perplexity.py", test=PERPLEXITY,
+        old="place >= max(new, 1)", new="place > start",
+    ),
+    Mutant(
+        name="rouge_reports_recall", file="minift/evaluate/generation.py", test=ROUGE,
+        old="return 2 * precision * recall / (precision + recall)", new="return recall",
+    ),
+]
