@@ -20,7 +20,7 @@ class Tokenizer:
 
     adds_bos, adds_eos   what `encode` puts around a text         special_ids   ids that `decode` leaves out
     end_ids              ids that end an answer: eos, and all that generation_config.json names (Llama 3 has three)
-    chat_template        jinja source, or None                    config        tokenizer_config.json as it will be saved"""
+    chat_template        jinja source, or None; settable          config        tokenizer_config.json as it will be saved"""
 
     def __init__(self, vocabulary: SentencePiece | Fast, config: dict, files: dict[str, bytes], more_end_ids: Iterable[int] = ()):
         self.vocabulary, self.config, self.files = vocabulary, config, files
@@ -32,9 +32,16 @@ class Tokenizer:
         self.pad_id = self.eos_id if self.pad_id is None else self.pad_id
         self.adds_bos = bool(config.get("add_bos_token")) and self.bos_id is not None
         self.adds_eos = bool(config.get("add_eos_token")) and self.eos_id is not None
-        self.chat_template: str | None = config.get("chat_template")
         self.vocab_size, self.special_ids = vocabulary.size, set(vocabulary.special_ids)
         self.end_ids = {i for i in [self.eos_id, *more_end_ids] if i is not None}
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.config.get("chat_template")
+
+    @chat_template.setter
+    def chat_template(self, source: str | None) -> None:
+        self.config["chat_template"] = source
 
     def encode(self, text: str, add_special_tokens: bool = True, continues: bool = False) -> list[int]:
         """Token ids of `text`. continues: it follows earlier text, so no BOS and no word-start marker; EOS is added all the same."""
