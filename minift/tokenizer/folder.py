@@ -69,8 +69,6 @@ def from_sentencepiece(content: bytes, config: dict) -> SentencePiece:
     """LLaMA's conventions where the config is silent: BOS is added, the tokens are named by the model file."""
     vocabulary = SentencePiece(content, config.get("add_prefix_space"), after_special=bool(config.get("legacy")))
     _add(vocabulary, config)
-    if not vocabulary.length:
-        raise InputError("the sentencepiece model is empty: fetch it again")
     for role in ROLES:
         config[f"{role}_token"] = config.get(f"{role}_token") or vocabulary.roles.get(role)
     config["add_prefix_space"] = vocabulary.starting.encode("a") != vocabulary.continuing.encode("a")

@@ -46,10 +46,11 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True, continues: bool = False) -> list[int]:
         """Token ids of `text`. continues: it follows earlier text, so no BOS and no word-start marker; EOS is added all the same."""
         try:
-            ids = self.vocabulary.encode(text, continues)
+            text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"the text has a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start}), which is no "
                              "character: read the file with the right encoding") from None
+        ids = self.vocabulary.encode(text, continues)
         if add_special_tokens and self.adds_bos and not continues and ids[:1] != [self.bos_id]:
             ids = [self.bos_id, *ids]
         if add_special_tokens and self.adds_eos and ids[-1:] != [self.eos_id]:
@@ -103,8 +104,9 @@ class StreamDecoder:
         return "" if self._text().endswith("\ufffd") else self.flush()
 
     def flush(self) -> str:
-        text, self.held = self._text(), []
-        self.continues = self.continues or bool(text)
+        text = self._text()
+        self.continues = self.continues or not self.tokenizer.special_ids.issuperset(self.held)
+        self.held = []
         return text
 
     def _text(self) -> str:
