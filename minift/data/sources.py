@@ -10,7 +10,7 @@ examples.py leaves those out, and lists them.
 Proved in tests/data/test_sources.py. Left out: tool calls, images, several answers to one question."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -74,6 +74,12 @@ class Row:
             return self.completion
         asked = self.messages[:-1] if self.messages and self.messages[-1]["role"] == "assistant" else self.messages
         return "\x1f".join([*(f"{m['role']}\x1e{m['content']}" for m in asked), self.input, self.prompt])
+
+    def with_answer(self, answer: str) -> "Row":
+        """The same row with another answer; it must have one."""
+        if not self.messages:
+            return replace(self, completion=answer)
+        return replace(self, messages=(*self.messages[:-1], {"role": "assistant", "content": answer}))
 
 
 def read(
