@@ -218,7 +218,7 @@ def _match(config: ModelConfig, model: Transformer, stored: dict[str, Stored], f
 
 def _some(names: list[str], most: int = 6) -> str:
     """A list for an error text, in the order of the blocks, cut after `most`."""
-    names = sorted(names, key=lambda name: [int(part) if part.isdigit() else -1 for part in re.split(r"(\d+)", name)])
+    names = sorted(names, key=lambda name: [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)])
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

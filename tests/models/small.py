@@ -35,7 +35,9 @@ CONFIGS = {
 
 def model(name: str = "llama", seed: int = 0) -> Transformer:
     """A random model: attention far from uniform, biases not 0, norms not 1."""
-    return randomised(Transformer(CONFIGS[name]), seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return randomised(Transformer(CONFIGS[name]), seed)
 
 
 def randomised(decoder: Transformer, seed: int = 0) -> Transformer:
