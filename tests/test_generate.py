@@ -181,8 +181,9 @@ def test_the_mode_comes_back_and_dropout_is_off():
     with pytest.raises(ZeroDivisionError):
         generate_ids(model, RAGGED, max_new_tokens=6, finish=lambda row, token: 1 / 0)
     assert model.training
+    model = writes(list(b"abcdefgh")).train()
     pieces = stream(model, Bytes(), "a", max_new_tokens=6)
-    next(pieces)
+    assert next(pieces) == "b" and not model.training
     assert torch.is_grad_enabled()                                            # a paused stream does not switch gradients off outside
     pieces.close()
     assert model.training
