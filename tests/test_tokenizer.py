@@ -16,24 +16,24 @@ from minift import tokenizer as T
 from minift.errors import InputError
 
 TEXTS = list(pydoc_data.topics.topics.values())[:12]
-STRANGE = ["", " ", "a", " a", "  two  spaces ", "tab\there", "line\n\n\n    indented\r\n", "1234567", "naïve café 日本語 😀👩‍👩‍👧", "\ufffd?", "x\0y"]
+STRANGE = ["", " ", "a", " a", "  two  spaces ", "tab\there", "line\n\n\n    indented\r\n", "1234567", "naïve café 日本語 😀👩‍👩‍👧", "\ufffd?",
+           "x\0y"]
 
 
-def sentencepiece_model(dummy_space: bool, **settings) -> bytes:
+def sentencepiece_model(dummy_space: bool) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXTS), model_writer=model, model_type="bpe", vocab_size=600, byte_fallback=True, minloglevel=2,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=dummy_space, max_sentence_length=2**20, **settings)
+        normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=dummy_space, max_sentence_length=2**20)
     return model.getvalue()
 
 
-def byte_level(size: int = 500, special: str = "<|endoftext|>", alphabet: bool = True) -> tokenizers.Tokenizer:
+def byte_level(size: int = 500, special: str = "<|endoftext|>") -> tokenizers.Tokenizer:
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
-    letters = tokenizers.pre_tokenizers.ByteLevel.alphabet() if alphabet else []
     made.train_from_iterator(TEXTS, tokenizers.trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[special], initial_alphabet=letters, show_progress=False))
+        vocab_size=size, special_tokens=[special], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     return made
 
 
@@ -67,7 +67,8 @@ def folders(tmp_path_factory):
     write(root / "llama", tokenizer_model=model)
     write(root / "gpt2")
     gpt2.model.save(str(root / "gpt2"))
-    write(root / "json", tokenizer_json=prepending(model).to_str(), tokenizer_config_json={"eos_token": {"content": "</s>"}, "bos_token": "<s>"})
+    write(root / "json", tokenizer_json=prepending(model).to_str(),
+          tokenizer_config_json={"eos_token": {"content": "</s>"}, "bos_token": "<s>"})
     T.train(TEXTS, 600).save(root / "ours")
     return root
 
@@ -178,6 +179,8 @@ def test_pieces_are_shown_as_text_and_half_characters_by_name(tok):
 def test_a_stream_emits_whole_characters_and_all_of_the_text(tok):
     rng = random.Random(0)
     ordinary = sorted(set(range(tok.vocab_size)) - tok.special_ids)
+    if "▁" in tok.vocabulary.names.values():               # here bytes that make no character spoil the good bytes beside them too
+        ordinary = [i for i in ordinary if not tok.vocabulary.name(i).startswith("<0x")]
     for ids in [*map(tok.encode, [*STRANGE, TEXTS[0]]), *([rng.choice(ordinary) for _ in range(40)] for _ in range(30))]:
         stream, parts = T.StreamDecoder(tok, continues=False), []
         for i in ids:
@@ -266,8 +269,8 @@ def test_saving_and_loading_changes_nothing(tok, tmp_path):
     again.save(tmp_path / "b")
     for name in [path.name for path in (tmp_path / "a").iterdir()]:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    seen = lambda t: (t.vocab_size, t.bos_id, t.eos_id, t.pad_id, t.unk_id, t.adds_bos, t.adds_eos, t.special_ids, t.end_ids, t.chat_template)
-    assert seen(again) == seen(tok)
+    for name in "vocab_size bos_id eos_id pad_id unk_id adds_bos adds_eos special_ids end_ids chat_template".split():
+        assert getattr(again, name) == getattr(tok, name), name
     assert [again.encode(text) for text in STRANGE] == [tok.encode(text) for text in STRANGE]
 
 
@@ -286,7 +289,8 @@ def test_special_tokens_are_found_wherever_they_are_written(tmp_path):
     inner = byte_level(300, special="<end>")
     inner.add_special_tokens(["<start>", "<pad>"])
     ids = {name: inner.token_to_id(name) for name in ["<start>", "<end>", "<pad>"]}
-    write(tmp_path / "ids", tokenizer_json=inner.to_str(), config_json={"bos_token_id": ids["<start>"], "eos_token_id": [0, 299], "pad_token_id": 7})
+    write(tmp_path / "ids", tokenizer_json=inner.to_str(),
+          config_json={"bos_token_id": ids["<start>"], "eos_token_id": [0, 299], "pad_token_id": 7})
     tok = T.load(tmp_path / "ids")                                                      # 7 is a letter, no special token: not believed
     assert (tok.bos_id, tok.eos_id, tok.pad_id, tok.unk_id) == (ids["<start>"], 0, 0, None) and tok.end_ids == {0, 299}
     write(tmp_path / "map", tokenizer_json=inner.to_str(), config_json={"eos_token_id": ids["<start>"]},
@@ -301,7 +305,8 @@ def test_special_tokens_are_found_wherever_they_are_written(tmp_path):
 def test_the_model_files_own_names_are_used_and_added_tokens_come_on_top(folders, tmp_path):
     model = (folders / "llama" / "tokenizer.model").read_bytes()
     write(tmp_path, tokenizer_model=model, added_tokens_json={"[PAD]": 600}, tokenizer_config_json={
-        "pad_token": "[PAD]", "added_tokens_decoder": {"1": {"content": "<s>", "special": True}, "601": {"content": "<x>", "special": False}}})
+        "pad_token": "[PAD]",
+        "added_tokens_decoder": {"1": {"content": "<s>", "special": True}, "601": {"content": "<x>", "special": False}}})
     tok = T.load(tmp_path)
     assert (tok.bos_id, tok.eos_id, tok.unk_id, tok.pad_id, tok.vocab_size) == (1, 2, 0, 600, 602)
     ids = tok.encode("a<x>[PAD]")
@@ -359,7 +364,10 @@ def test_a_truncated_model_file_is_refused(folders, tmp_path):
         T.load(tmp_path)
 
 
-@pytest.mark.parametrize("hint", [{"tokenizer_config_json": {"tokenizer_class": "Qwen2Tokenizer"}}, {"config_json": {"model_type": "qwen2"}}])
+@pytest.mark.parametrize("hint", [
+    {"tokenizer_config_json": {"tokenizer_class": "Qwen2Tokenizer"}},
+    {"config_json": {"model_type": "qwen2"}},
+])
 def test_a_split_that_nobody_wrote_down_is_not_guessed(folders, tmp_path, hint):
     files = {path.name.replace(".", "_"): path.read_bytes() for path in (folders / "gpt2").iterdir()}
     write(tmp_path, **files, **hint)

@@ -118,10 +118,11 @@ def render(
         end = len(prompt) + _end_of_turn(whole[len(prompt):], tokenizer) if whole.startswith(prompt) else 0
         if not (end and prompt.startswith(done) and text.startswith(whole[:end])):
             if every_turn or i == len(messages) - 1:
+                parts = _around(whole[:end], text) if end else _around(prompt, whole)
                 raise InputError(
-                    f"the chat template writes turn {i + 1} (the assistant's) differently when more follows or when it is asked for: "
-                    f"{_around(prompt, whole) if not end else _around(whole[:end], text)}. Its answers cannot be told from its prompts: make a row of each answer, or use a "
-                    f"built-in template: {', '.join(BUILT_IN)}")
+                    f"the chat template writes turn {i + 1} (the assistant's) differently when it is asked for or when more follows: "
+                    f"{parts}. Its answers cannot be told from its prompts: make a row of each answer, or use a built-in template: "
+                    f"{', '.join(BUILT_IN)}")
             continue
         segments += [(prompt[len(done):], False), (whole[len(prompt):end], True)]
         done = whole[:end]
@@ -131,7 +132,9 @@ def render(
 
 
 def template_source(tokenizer: Tokenizer, template: str | None = None) -> str:
-    """The jinja source meant by a name, a source, or None (the tokenizer's own). Assign it to tokenizer.chat_template to have it saved with the model."""
+    """The jinja source meant by a name, a source, or None (the tokenizer's own).
+
+    Assign it to tokenizer.chat_template, and the model is saved with the template it was trained with."""
     if template is None and tokenizer.chat_template is None:
         raise InputError(f"this tokenizer has no chat template: choose a built-in one ({', '.join(BUILT_IN)}); "
                          "alpaca or plain suit a model that was never tuned to chat")

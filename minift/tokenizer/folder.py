@@ -81,8 +81,8 @@ def _from_gpt2(folder: Path, config: dict, model_type: str) -> Fast:
     """The two files hold pieces and merges but not how words are split, so only GPT-2's own split is trusted."""
     kind = config.setdefault("tokenizer_class", "GPT2Tokenizer" if model_type == "gpt2" else model_type)
     if not kind.startswith("GPT2"):
-        raise InputError(f"{folder} has vocab.json + merges.txt of a {kind}, and no tokenizer.json: these two files do not say how words are "
-                         "split, and only GPT-2's way is built in. Save the tokenizer with a recent transformers, which writes tokenizer.json")
+        raise InputError(f"{folder} has vocab.json + merges.txt of a {kind}, and no tokenizer.json: these two files do not say how words "
+                         "are split, and only GPT-2's way is built in. Save it with a recent transformers, which writes tokenizer.json")
     model = tokenizers.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     inner = tokenizers.Tokenizer(model)
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space")))

@@ -105,7 +105,7 @@ class StreamDecoder:
 
     def flush(self) -> str:
         text = self._text()
-        self.continues = self.continues or not self.tokenizer.special_ids.issuperset(self.held)
+        self.continues = self.continues or bool(self.tokenizer.decode(self.held, continues=True))
         self.held = []
         return text
 
@@ -118,4 +118,5 @@ def check_fits(tokenizer: Tokenizer, vocab_size: int) -> None:
     if tokenizer.vocab_size > vocab_size:
         last = [tokenizer.vocabulary.name(i) for i in range(vocab_size, min(tokenizer.vocab_size, vocab_size + 3))]
         raise InputError(f"the tokenizer has {tokenizer.vocab_size} tokens but the model's embedding has {vocab_size} rows (no row for "
-                         f"{', '.join(map(repr, last))}...): use the model's own tokenizer, or take added tokens out of its tokenizer_config.json")
+                         f"{', '.join(map(repr, last))}...): use the model's own tokenizer, or take added tokens out of its "
+                         "tokenizer_config.json")

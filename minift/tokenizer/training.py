@@ -28,7 +28,8 @@ def train(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] =
             add_dummy_prefix=False, split_digits=True, character_coverage=0.9995, max_sentence_length=2**30,
             num_threads=1, minloglevel=2)
     except (RuntimeError, OSError) as error:
-        raise InputError(f"no tokenizer of {vocab_size} pieces can be made of this text ({str(error).split('] ')[-1].strip() or 'it is empty'}): "
+        reason = str(error).split("] ")[-1].strip() or "it is empty"
+        raise InputError(f"no tokenizer of {vocab_size} pieces can be made of this text ({reason}): "
                          "give more text or another vocab_size") from None
     config = {"tokenizer_class": "LlamaTokenizer", "chat_template": None}
     return Tokenizer(from_sentencepiece(model.getvalue(), config), config, {"tokenizer.model": model.getvalue()})
