@@ -71,6 +71,9 @@ def from_sentencepiece(content: bytes, config: dict) -> SentencePiece:
     _add(vocabulary, config)
     for role in ROLES:
         config[f"{role}_token"] = config.get(f"{role}_token") or vocabulary.roles.get(role)
+    named = {config[f"{role}_token"] for role in ROLES}
+    others = [text for text, i in vocabulary.whole.items() if i in vocabulary.special_ids and text not in named]
+    config["additional_special_tokens"] = config.get("additional_special_tokens") or others
     config["add_prefix_space"] = vocabulary.starting.encode("a") != vocabulary.continuing.encode("a")
     for key, value in {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": False}.items():
         config.setdefault(key, value)
