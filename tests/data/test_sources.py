@@ -68,9 +68,15 @@ def test_questions_are_equal_only_if_all_before_the_answer_is():
         return Row("messages", "", messages=tuple({"role": role, "content": text} for role, text in said), **more).question
 
     hi = asked(("user", "Hi"), ("assistant", "Ho"))
-    assert hi == asked(("user", "Hi"), ("assistant", "Hello"))
-    assert len({hi, asked(("system", "Hi"), ("assistant", "")), asked(("user", "Hi"), ("assistant", ""), input="x"),
-                asked(("user", "H"), ("user", "i"), ("assistant", ""))}) == 4       # fmt: skip
+    assert hi == asked(("user", "Hi"), ("assistant", "Hello")) == asked(("user", "Hi"))
+    others = [
+        asked(("system", "Be kind."), ("user", "Hi")),
+        asked(("system", "Be rude."), ("user", "Hi")),
+        asked(("user", "Hi"), ("assistant", "Ho"), ("user", "Hi")),
+        asked(("user", "Hi"), input="x"),
+        asked(("user", "H"), ("user", "i")),
+    ]
+    assert len({hi, *others}) == 6
 
 
 def test_plain_texts_are_read_for_pretraining_and_nothing_else_is(tmp_path):
@@ -97,7 +103,7 @@ BAD = [
     ([{"messages": [{"role": "user", "content": [{"type": "text"}]}]}], "line 1: the field 'content' is a list; wanted text"),
     ([{"prompt": "x", "completion": 3}], "line 1: the field 'completion' is a int; wanted text"),
     ([{"instruction": "x", "output": "y", "chosen": "y", "rejected": "z"}], "1: this is data for preference learning (field chosen, rejected)"),
-    ([CHAT | {"label": True}], "line 1: this is data for classification or preference learning (field label)"),
+    ([CHAT | {"label": True}], "1: this is data for classification or preference learning (field label)"),
     ([{"text": "x", "Category": "y"}], "(field Category), which plain fine-tuning would ignore: take a recipe for that, or remove"),
 ]
 
