@@ -102,7 +102,7 @@ BAD = [
     ([{"messages": [{"role": ["user"], "content": "x"}]}], "turn 1: unknown role ['user']"),
     ([{"messages": [{"role": "user", "content": [{"type": "text"}]}]}], "line 1: the field 'content' is a list; wanted text"),
     ([{"prompt": "x", "completion": 3}], "line 1: the field 'completion' is a int; wanted text"),
-    ([{"instruction": "x", "output": "y", "chosen": "y", "rejected": "z"}], "this is data for preference learning (field chosen, rejected)"),
+    ([{"instruction": "x", "output": "y", "chosen": "y", "rejected": "z"}], "data for preference learning (field chosen, rejected)"),
     ([CHAT | {"label": True}], "1: this is data for classification or preference learning (field label)"),
     ([{"text": "x", "Category": "y"}], "(field Category), which plain fine-tuning would ignore: take a recipe for that, or remove"),
 ]
