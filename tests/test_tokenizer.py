@@ -53,6 +53,11 @@ def test_a_trained_vocabulary_has_the_ids_it_promises():
     assert any(p == "▁▁▁▁" for p in pieces)                                                       # but not the spaces of an indent
 
 
+def test_of_two_special_tokens_that_start_alike_the_longer_is_meant():
+    tok = T.train(TEXTS, 600, special_tokens=["<|end|>", "<|end|>of turn", "<|end"])
+    assert tok.encode("<|end|>of turn<|end|> <|end", add_special_tokens=False) == [5, 4, *tok.encode(" ", continues=True), 6]
+
+
 def test_training_twice_makes_the_same_bytes():
     assert T.train(TEXTS, 400).files == T.train(TEXTS, 400).files
 

@@ -163,7 +163,7 @@ def test_generation_blocks_are_understood(tok):
 
 def test_the_tokenizers_own_template_is_the_default_and_is_saved(tok, tmp_path):
     own = T.Tokenizer(tok.vocabulary, dict(tok.config), tok.files)
-    with pytest.raises(InputError, match="has no chat template: choose a built-in one .chatml, llama-2, llama-3, alpaca, plain.; alpaca or"):
+    with pytest.raises(InputError, match="has no chat template: choose a built-in one .chatml, llama-2, llama-3, alpaca, plain"):
         render(TALK, own)
     own.chat_template = template_source(own, "llama-3")
     own.save(tmp_path)
@@ -199,7 +199,7 @@ def test_a_template_that_calls_python_is_stopped(tok, tmp_path, monkeypatch, sou
     ("{{ 1 / 0 }}", "division by zero"),
     ("{% for i in range(10**9) %}x{% endfor %}", "Range too big"),
     ("mine", "unknown chat template 'mine'; known: chatml, llama-2, llama-3, alpaca, plain"),
-    ("{% for m in messages %}{{ m.content }}\n{% endfor %}", r"ends an answer with 'Hello!\\n', which is no end-of-turn token.*\{\{ eos_token \}\}"),
+    ("{% for m in messages %}{{ m.content }}\n{% endfor %}", r"answer with 'Hello!\\n', which is no end-of-turn.*\{\{ eos_token \}\}"),
 ])
 def test_a_template_that_does_not_work_is_explained(tok, source, says):
     with pytest.raises(InputError, match=says):

@@ -146,8 +146,8 @@ TALK = [
 ]
 TEMPLATES = BUILT_IN | {
     "json and a macro": "{% macro turn(m) %}{{ m | tojson }}{{ m.content | tojson(indent=2) }}{% endmacro %}\n"
-    "{%- for m in messages %}\n  {% if m.role == 'system' %}\n    {%- continue %}\n  {% endif %}\n{{ m.role }}>{{ turn(m) }}{{ eos_token }}\n"
-    "{% endfor %}{% if add_generation_prompt %}assistant>{% endif %}",
+    "{%- for m in messages %}\n  {% if m.role == 'system' %}\n    {%- continue %}\n  {% endif %}\n"
+    "{{ m.role }}>{{ turn(m) }}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}assistant>{% endif %}",
     "namespace and slices": "{% set ns = namespace(n=0) %}{{ bos_token }}{% for m in messages[1:] %}{% set ns.n = ns.n + 1 %}"
     "{{ ns.n }} {{ m['role'][:4].upper() }}: {{ m['content'] | trim }}{{ eos_token if m.role == 'assistant' }}{% endfor %}",
     "tools and a date": "{{ strftime_now('%Y') }}{% if tools is not none %}tools{% endif %}{% for m in messages %}"
