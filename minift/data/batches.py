@@ -105,6 +105,8 @@ def by_length(examples: Sequence[Example], tokens: int, seed: int) -> list[list[
 
 def windows(stream: Sequence[int], length: int, stride: int) -> Iterator[tuple[int, int, int]]:
     """Cut a long text into overlapping windows: (start, end, first new token), so that every token is new exactly once."""
+    if not 1 <= stride <= length:
+        raise InputError(f"windows of {length} tokens cannot move on by {stride}: wanted 1 to {length}, or tokens would be left out")
     new = 0
     for start in range(0, max(1, len(stream)), stride):
         end = min(start + length, len(stream))
@@ -137,6 +139,5 @@ def micro_batches(rows: Batch, size: int, seed: int | None = None) -> list[Batch
     """Cut B rows into batches of `size`, shuffled if a seed is given; the last one may be smaller."""
     B = len(rows.token_ids)
     order = torch.arange(B) if seed is None else torch.randperm(B, generator=torch.Generator().manual_seed(seed))
-    return [
-        Batch(rows.token_ids[part], rows.loss_mask[part], None if rows.segments is None else rows.segments[part]) for part in order.split(size)
-    ]
+    segments = lambda part: None if rows.segments is None else rows.segments[part]
+    return [Batch(rows.token_ids[part], rows.loss_mask[part], segments(part)) for part in order.split(size)]

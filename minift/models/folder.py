@@ -55,7 +55,7 @@ def read_model(folder: str | Path, dtype: torch.dtype = torch.float32, device: t
     Raises InputError for a folder that is missing, no checkpoint, pickled, damaged, or does not fit its config.json."""
     folder = Path(folder)
     config = read_config(folder)
-    stored = _stored(folder)
+    stored = stored(folder)
     model = _skeleton(config)
     for ours, (source, transposed) in _match(config, model, stored, folder).items():
         _assign(model, ours, _read(source, transposed, dtype, device))
@@ -106,7 +106,7 @@ def write_model(model: Transformer, folder: str | Path, max_shard_bytes: int = 5
         write_text(aside / INDEX, json.dumps({"metadata": sizes, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n")
 
 
-def _stored(folder: Path) -> dict[str, Stored]:
+def stored(folder: Path) -> dict[str, Stored]:
     """Every tensor of the folder's weight files by name, from the headers alone."""
     if (folder / WEIGHTS).exists():
         return _header(folder / WEIGHTS)

@@ -12,7 +12,7 @@ Batches hold examples of similar length (--batching bucketed) or several example
 measurement behind the default. Proved in tests/recipes/test_sft.py. Left out: preferences and rewards (other recipes)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from torch import nn
 from minift import folder as folders
 from minift import peft
 from minift.data.batches import Batch, Example, by_length, micro_batches, pack, pad
+from minift.data.chat import end_of_turn, template_source
 from minift.data.examples import Learn, Report, build, prompt_ids
 from minift.data.sources import Row, read
 from minift.data.split import split_rows
@@ -78,8 +79,10 @@ class Config(MethodConfig):
     """Share of the questions that are not trained on but measured."""
     eval_data: tuple[str, ...] = ()
     """Files to measure on, instead of holding out a share."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Which of the file's fields is which of ours: --columns prompt question completion answer."""
     template: str | None = None
-    """How messages become text: chatml, llama2, llama3, alpaca, plain; none: the tokenizer's own, else plain."""
+    """How messages become text: chatml, llama-2, llama-3, alpaca, plain; none: the tokenizer's own, else plain."""
     learn: Learn = "completion"
     """completion: the last answer; assistant: every assistant turn; all: every token."""
     max_length: int = 1024
@@ -112,18 +115,24 @@ class Result:
 
 def run(config: Config, quiet: bool = False) -> Result:
     if config.method != "lora" and config.dtype != "float32":
-        raise InputError(f"--method {config.method} trains the model's own weights, which need --dtype float32 (the steps are smaller than {config.dtype} resolves)")
-    rows = read(config.data)
-    train_rows, valid_rows = (rows, read(config.eval_data)) if config.eval_data else split_rows(rows, fraction=config.held_out, seed=0)
+        raise InputError(f"--method {config.method} trains the weights themselves: pass --dtype float32, {config.dtype} cannot resolve its small steps")
+    rows = read(config.data, columns=config.columns)
+    if config.eval_data:
+        train_rows, valid_rows = rows, read(config.eval_data, columns=config.columns)
+    else:
+        train_rows, valid_rows = split_rows(rows, fraction=config.held_out, seed=0)
     model, tokenizer = folders.load(config.model, getattr(torch, config.dtype), config.device)
-    making = dict(template=config.template, learn=config.learn, max_length=config.max_length)
+    if any(row.messages for row in rows):                       # the model is saved with the template it was trained with
+        tokenizer.chat_template = template_source(tokenizer, config.template or (None if tokenizer.chat_template else "plain"))
+        tokenizer.end_ids.add(end_of_turn(tokenizer))
+    making = dict(learn=config.learn, max_length=config.max_length)
     train_set, report = build(train_rows, tokenizer, **making)
     valid_set, valid_report = build(valid_rows, tokenizer, **making)
     folder = open_run(config.out, "sft", config, config.overwrite, config.resume)
     say = (lambda text: None) if quiet else print
     say(describe(report, valid_report))
 
-    prompts = [prompt_ids(row, tokenizer, template=config.template) for row in valid_rows[: config.samples]]
+    prompts = [prompt_ids(row, tokenizer) for row in valid_rows[: config.samples]]
     answer = lambda: generate(model, tokenizer, prompts, max_new_tokens=config.new_tokens) if prompts else []
     before, said_before = perplexity(model, valid_set), answer()
     outcome = tune(model, train_set, valid_set, config, folder, quiet, config.resume)
@@ -197,6 +206,8 @@ def write_result(model: Transformer, tokenizer: Tokenizer, config: MethodConfig,
     """The adapter, or the whole model, in Hugging Face's layout."""
     if config.method == "lora":
         peft.save(model, folder / "adapter", overwrite=True, base_model=base)
+        if tokenizer.chat_template:                             # an adapter works with the template it was trained with only
+            write_text(folder / "adapter" / "chat_template.jinja", tokenizer.chat_template)
         return folder / "adapter"
     folders.save(model, tokenizer, folder / "model", overwrite=True)
     return folder / "model"
@@ -204,10 +215,12 @@ def write_result(model: Transformer, tokenizer: Tokenizer, config: MethodConfig,
 
 def describe(train: Report, valid: Report) -> str:
     """What became of the rows, in a few lines; nothing that was dropped or cut goes unsaid."""
-    lines = [f"{train.kept} examples to train on ({train.targets} of {train.tokens} tokens are targets), {valid.kept} held out ({valid.targets} targets)"]
-    lines += [f"{train.duplicates} questions repeat an earlier one"] if train.duplicates else []
+    lines = [f"{train.kept} examples to train on ({train.targets} of {train.tokens} tokens are targets), {valid.kept} held out ({valid.targets})"]
+    if train.duplicates:
+        lines.append(f"{train.duplicates} questions repeat an earlier one")
     for name, report in (("training", train), ("held-out", valid)):
-        lines += [f"{report.truncated} {name} examples were cut to the longest length, {report.answers_cut} of them in the answer"] if report.truncated else []
+        if report.truncated:
+            lines.append(f"{report.truncated} {name} examples were cut to --max-length, {report.answers_cut} of them in the answer")
         if report.without_answer:
             lines.append(f"{len(report.without_answer)} {name} rows have no answer and are left out: {', '.join(report.without_answer[:3])} ...")
     return "\n".join(lines)

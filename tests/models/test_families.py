@@ -199,6 +199,7 @@ def test_dropout_survives_in_families_without_a_field_for_it():
     "name, ours, theirs",
     [
         ("llama", "blocks.1.attention.q", "model.layers.1.self_attn.q_proj"),
+        ("llama", "blocks.1.mlp.gate", "model.layers.1.mlp.gate_proj"),
         ("llama", "blocks.0.norm2", "model.layers.0.post_attention_layernorm"),
         ("qwen3", "blocks.1.attention.k_norm", "model.layers.1.self_attn.k_norm"),
         ("gpt2", "blocks.1.mlp.up", "transformer.h.1.mlp.c_fc"),

@@ -225,6 +225,12 @@ def test_ready_made_embeddings_are_another_door():
         assert torch.equal(decoder(embeds=decoder.embed(ids)), decoder(ids))
 
 
+def test_gemma_multiplies_its_embedding_by_the_root_of_its_width():
+    decoder, ids, seen = model("gemma"), tokens(1, 4), {}
+    decoder(ids, capture=seen)
+    near(seen["embed"], decoder.embed(ids) * 24**0.5)
+
+
 def test_dropout_acts_in_training_only():
     decoder, ids = Transformer(dataclasses.replace(CONFIGS["llama"], dropout=0.5)), tokens(1, 9)
     assert not torch.equal(decoder.train()(ids), decoder(ids))

@@ -1,0 +1,54 @@
+"""What every verb that uses a model asks for: which one, with which adapter, how it samples. Their fields become the verb's options."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from minift import folder as folders
+from minift import peft
+from minift.models.transformer import Transformer
+from minift.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    model: str = "base"
+    """A Hugging Face checkpoint folder, or the bundled "base"."""
+    adapter: Path | None = None
+    """An adapter folder (Hugging Face peft) to put on the model."""
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the loaded weights."""
+
+    def load(self) -> tuple[Transformer, Tokenizer]:
+        model, tokenizer = folders.load(self.model, getattr(torch, self.dtype), self.device)
+        if self.adapter is not None:
+            peft.load(model, self.adapter)
+            template = self.adapter / "chat_template.jinja"
+            if template.exists():                                # the one it was trained with
+                tokenizer.chat_template = template.read_text(encoding="utf-8")
+        return model, tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingChoice:
+    temperature: float = 0.0
+    """0 is greedy: the likeliest token each time. Above: logits are divided by it before a token is drawn."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens only."""
+    top_p: float | None = None
+    """Draw from the likeliest tokens that together hold probability p."""
+    min_p: float | None = None
+    """Draw from tokens at least min_p times as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens already in the text become less likely."""
+    stop: tuple[str, ...] = ()
+    """End before any of these strings."""
+    seed: int = 0
+
+    def options(self) -> dict:
+        """As keyword arguments of generate and stream."""
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed")
+        return {name: getattr(self, name) for name in names}

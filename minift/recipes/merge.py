@@ -1,0 +1,33 @@
+"""Fold an adapter into its base: W + (alpha / r) B A becomes the weight, and the result is a plain checkpoint that needs no minift.
+
+Proved in tests/recipes/test_using.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from minift import folder as folders
+from minift import peft
+from minift.errors import InputError
+from minift.files import refuse_if_used
+from minift.recipes.loading import ModelChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ModelChoice):
+    """Fold an adapter into its base model and write a plain checkpoint."""
+
+    out: Path
+    """The folder to write."""
+    overwrite: bool = False
+    """Replace the folder."""
+
+
+def run(config: Config) -> None:
+    if config.adapter is None:
+        raise InputError("merge needs --adapter FOLDER, the adapter to fold in")
+    refuse_if_used(config.out, config.overwrite)
+    model, tokenizer = config.load()
+    peft.merge(model)
+    peft.remove(model, "default")
+    folders.save(model, tokenizer, config.out, config.overwrite)
+    print(f"written: {config.out}, a plain {model.config.family} checkpoint in {config.dtype}")

@@ -1,0 +1,80 @@
+"""The house keeps its order: imports point down, files hold one idea, planted bugs fit the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.mutants.run import planted
+
+ROOT = Path(__file__).parents[1]
+FLOORS = [
+    {"__main__"},
+    {"cli"},
+    {"recipes"},
+    {"train", "evaluate", "generate"},
+    {"data", "losses", "peft", "folder", "watch", "sampling"},
+    {"models", "quant", "tokenizer"},
+    {"files"},
+    {"errors"},
+]
+"""From the top down. A room imports itself and floors below its own, never a neighbour (losses/ imports nothing of minift at all)."""
+
+LONG = 300
+
+
+def floor(room: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def imports(file: Path) -> set[str]:
+    """The rooms of minift that a file imports."""
+    tree, found = ast.parse(file.read_text(encoding="utf-8")), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{file}: relative import"
+            found |= {f"{node.module}.{alias.name}" if node.module == "minift" else node.module for alias in node.names}
+    return {name.split(".")[1] for name in found if name.startswith("minift.")}
+
+
+SOURCES = sorted(path for path in (ROOT / "minift").rglob("*.py") if path != ROOT / "minift" / "__init__.py")
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(file):
+    room = file.relative_to(ROOT / "minift").parts[0].removesuffix(".py")
+    for other in imports(file) - {room}:
+        assert floor(other) > floor(room), f"{room} imports {other}: {'a neighbour' if floor(other) == floor(room) else 'upwards'}"
+
+
+def test_losses_import_nothing_of_minift():
+    for file in (ROOT / "minift" / "losses").glob("*.py"):
+        assert not imports(file)
+
+
+def test_no_hugging_face_abstraction_in_library_code():
+    judges = {"transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes"}
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not judges & {name.split(".")[0] for name in names}, file
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_holds_one_idea_and_says_which(file):
+    text = file.read_text(encoding="utf-8")
+    assert text.count("\n") <= LONG, f"{file.name} has {text.count(chr(10))} lines"
+    assert not text.strip() or ast.get_docstring(ast.parse(text)), f"{file.name} does not say what it is about"
+
+
+@pytest.mark.parametrize("mutant", planted(), ids=lambda mutant: mutant.name)
+def test_each_planted_bug_fits_the_source(mutant):
+    assert (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.old) == 1
+    assert mutant.old != mutant.new and (ROOT / mutant.test).exists()
+
+
+def test_there_are_enough_planted_bugs_and_no_two_of_one_name():
+    names = [mutant.name for mutant in planted()]
+    assert len(names) >= 25 and len(set(names)) == len(names)
