@@ -55,9 +55,8 @@ def read_model(folder: str | Path, dtype: torch.dtype = torch.float32, device: t
     Raises InputError for a folder that is missing, no checkpoint, pickled, damaged, or does not fit its config.json."""
     folder = Path(folder)
     config = read_config(folder)
-    stored = stored(folder)
     model = _skeleton(config)
-    for ours, (source, transposed) in _match(config, model, stored, folder).items():
+    for ours, (source, transposed) in _match(config, model, stored(folder), folder).items():
         _assign(model, ours, _read(source, transposed, dtype, device))
     if config.tie_embeddings:
         model.head.weight = model.embed.weight
@@ -174,14 +173,14 @@ def _wanted(config: ModelConfig, model: Transformer) -> dict[str, Wanted]:
     return wanted
 
 
-def _match(config: ModelConfig, model: Transformer, stored: dict[str, Stored], folder: Path) -> dict[str, tuple[Stored, bool]]:
+def _match(config: ModelConfig, model: Transformer, held: dict[str, Stored], folder: Path) -> dict[str, tuple[Stored, bool]]:
     """Our parameter name -> (the stored tensor, whether to transpose it). Raises InputError listing all that does not fit."""
     wanted = _wanted(config, model)
     known = {want.name for want in wanted.values()}
     head, embed = (f"{module_names(config)[module]}.weight" for module in ("head", "embed"))
     base = embed.partition(".")[0] + "."                                   # saved from the bare model: without "transformer." / "model."
     found = {}
-    for name, tensor in stored.items():
+    for name, tensor in held.items():
         if name.endswith(BUFFERS):
             continue
         full = base + name if name not in known and name != head and base + name in known | {head} else name

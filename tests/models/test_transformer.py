@@ -84,6 +84,7 @@ def test_alibi_slopes_worked_by_hand():
     assert alibi_slopes(8, "cpu").tolist() == [2.0**-n for n in range(1, 9)]
     assert alibi_slopes(4, "cpu").tolist() == [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8]
     assert alibi_slopes(3, "cpu").tolist() == [2.0**-4, 2.0**-8, 2.0**-2]                    # two heads' slopes, then every other of four's
+    near(alibi_slopes(6, "cpu"), torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8, 2.0**-1, 2.0**-3]))      # of eight: the first and third
 
 
 def test_alibi_lowers_a_score_by_slope_times_distance():
