@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"__main__"},
     {"cli"},
-    {"recipes"},
+    {"recipes", "watch"},
     {"train", "evaluate", "generate"},
-    {"data", "losses", "peft", "folder", "watch", "sampling"},
+    {"data", "losses", "peft", "folder", "sampling"},
     {"models", "quant", "tokenizer"},
     {"files"},
     {"errors"},
