@@ -139,10 +139,12 @@ MUTANTS = [
         test="tests/models/test_folder.py",
     ),
     Mutant(
-        name="whole_file_mapped_while_reading",
+        name="the_mapping_of_the_file_stays_alive",
         file="minift/models/folder.py",
-        old="rows[first : first + len(values)] = values ",
-        new="target.kept = getattr(target, 'kept', []) + [values]; rows[first : first + len(values)] = values ",
+        old="yield first, opened.get_slice(tensor.name)[first : first + step]",
+        new="""values = opened.get_slice(tensor.name)[first : first + step]
+            _slices.__dict__.setdefault("kept", []).append(values)
+            yield first, values""",
         test="tests/models/test_folder.py",
     ),
     Mutant(
