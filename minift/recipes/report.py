@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")                                  # no window: pictures go to files
 import matplotlib.pyplot as plt
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from minift.train.log import read_metrics
@@ -53,7 +54,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def terminal_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """The same table for the terminal; numbers to the right."""
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     for place, name in enumerate(header):
         table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
     for row in rows:
