@@ -1,6 +1,7 @@
 """The house keeps its order: imports point down, files hold one idea, planted bugs fit the source."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,26 @@ def test_each_planted_bug_fits_the_source(mutant):
 def test_there_are_enough_planted_bugs_and_no_two_of_one_name():
     names = [mutant.name for mutant in planted()]
     assert len(names) >= 25 and len(set(names)) == len(names)
+
+
+def test_the_readmes_map_names_every_source_file_and_no_other():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = readme.split("## The map of the source")[1].split("```")[1].splitlines()
+    named, folders = set(), {}
+    for line in lines:
+        depth, words = (len(line) - len(line.lstrip())) // 2, line.split()
+        folders = {d: folder for d, folder in folders.items() if d < depth}
+        if words and words[0].endswith("/"):
+            folders[depth] = words[0]
+            words = words[1:]
+        for word in words:
+            if not word.endswith(".py"):
+                break
+            named.add("".join(folders[d] for d in sorted(folders)) + word)
+    assert named == {str(path.relative_to(ROOT)) for path in SOURCES if path.name != "__init__.py"}
+
+
+def test_the_tests_that_the_conventions_name_exist():
+    page = (ROOT / "docs" / "conventions.md").read_text(encoding="utf-8")
+    for name in re.findall(r"tests/[a-z_0-9/]+\.py", page):
+        assert (ROOT / name).exists(), name

@@ -1,0 +1,1 @@
+"""Training: loop.py is the whole of it; the other files are what it leans on."""
