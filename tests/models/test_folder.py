@@ -1,4 +1,4 @@
-"""Checkpoint folders: what is written is read back to the bit, whatever does not fit is refused by name, and loading costs no second copy."""
+"""Checkpoint folders: what is written reads back to the bit, what does not fit is refused by name, loading costs no second copy."""
 
 import json
 import struct

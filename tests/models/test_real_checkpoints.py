@@ -57,4 +57,5 @@ def test_the_sorting_model_sorts_when_wired_as_a_gpt2(tmp_path):
     write_model(model, tmp_path / "again")                                                   # and the way back is exact
     again = load_file(tmp_path / "again/model.safetensors")
     assert all(torch.equal(again[name], tensors[name]) for name in again) and len(again) == 3 * 12 + 5
-    assert all(module.endswith(CONV1D) for module, name in module_names(model.config).items() if name.endswith(("c_attn", "c_proj", "c_fc")))
+    conv1d = [module for module, name in module_names(model.config).items() if name.endswith(("c_attn", "c_proj", "c_fc"))]
+    assert len(conv1d) == 12 and all(module.endswith(CONV1D) for module in conv1d)

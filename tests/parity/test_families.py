@@ -42,7 +42,9 @@ CASES = {                                                                  # nam
     "llama_linear": ("llama", {**LLAMA, "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0}}, 300),
     "llama_dynamic_short": ("llama", {**LLAMA, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 500.0}}, 23),
     "llama_dynamic_long": (
-        "llama", {**LLAMA, "max_position_embeddings": 64, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 500.0}}, 301,
+        "llama",
+        {**LLAMA, "max_position_embeddings": 64, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 500.0}},
+        301,
     ),
     "llama3": ("llama", {**GQA, "rope_parameters": {**LLAMA3, "rope_theta": 500.0}}, 300),
     "mistral_full": ("mistral", {**GQA, "sliding_window": None}, 23),
@@ -72,7 +74,9 @@ CASES = {                                                                  # nam
     "gpt_neox_sequential": ("gpt_neox", {**NEOX, "use_parallel_residual": False, "attention_bias": False}, 23),
     "gpt_neox_tied": ("gpt_neox", {**NEOX, "tie_word_embeddings": True, "hidden_act": "gelu_fast"}, 23),
     "gpt_neox_linear": (
-        "gpt_neox", {**NEOX, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0, "partial_rotary_factor": 0.5}}, 300,
+        "gpt_neox",
+        {**NEOX, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0, "partial_rotary_factor": 0.5}},
+        300,
     ),
     "gemma": ("gemma", {**GQA, "head_dim": 12, "tie_word_embeddings": True, "pad_token_id": None}, 23),
     "gemma_multi_query": ("gemma", {**LLAMA, "num_key_value_heads": 1, "head_dim": 16, "pad_token_id": None}, 300),
