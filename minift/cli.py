@@ -2,11 +2,14 @@
 
 Each verb is a recipe: a module with a `Config` dataclass, whose fields and their docstrings are the command line, and `run(config)`.
 A recipe is imported only when its verb is asked for. Exit status: 0 done, 1 failed while running, 2 bad arguments or bad input.
+The help shows a verb's own options before those that it shares with others.
 Proved in tests/test_cli.py."""
 
+import dataclasses
 import importlib
 import sys
 
+import minift
 from minift.errors import InputError
 
 VERBS = {
@@ -28,30 +31,39 @@ def main(arguments: list[str] | None = None) -> int:
         print(usage())
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"minift {version('minift')}")
+        print(f"minift {minift.__version__}")
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
         print(f"minift: there is no verb {verb!r}\n\n{usage()}", file=sys.stderr)
         return 2
     import tyro
+    from safetensors import SafetensorError
 
     recipe = importlib.import_module(f"minift.recipes.{verb}")
-    config = tyro.cli(recipe.Config, prog=f"minift {verb}", args=rest)
+    options = tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName
     try:
-        result = recipe.run(config)
+        result = recipe.run(tyro.cli(own_first(recipe.Config), prog=f"minift {verb}", args=rest, config=options))
+    except SystemExit as stop:                                          # tyro has said what is wrong, or printed the help
+        return int(stop.code or 0)
     except InputError as error:
         print(f"minift {verb}: {error}", file=sys.stderr)
         return 2
-    except (FloatingPointError, OSError) as error:
+    except (FloatingPointError, OSError, SafetensorError) as error:     # a full disk is the last of them when weights are written
         print(f"minift {verb}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"minift {verb}: interrupted", file=sys.stderr)
         return 1
     return 1 if result is not None and getattr(result, "interrupted", False) else 0
+
+
+def own_first(config: type) -> type:
+    """Order the fields of a dataclass: its own, then those of the class it extends, and so on."""
+    names = [name for home in config.__mro__ for name in vars(home).get("__annotations__", {})]
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    config.__dataclass_fields__ = {name: fields[name] for name in dict.fromkeys(names) if name in fields}
+    return config
 
 
 def usage() -> str:

@@ -12,7 +12,7 @@ import torch
 
 from minift import tokenizer as tokenizers
 from minift.errors import InputError
-from minift.files import new_folder
+from minift.files import new_folder, recover
 from minift.models.folder import read_model, write_model
 from minift.models.transformer import Transformer
 from minift.tokenizer import Tokenizer
@@ -27,8 +27,10 @@ def bundled() -> list[str]:
 
 def locate(name: str | Path) -> Path:
     """The folder a name or path stands for; a folder that exists wins over a bundled name."""
-    path = Path(name)
+    path = recover(name)
     if path.is_dir():
+        if (path / "metrics.jsonl").exists():
+            raise InputError(f"{path} is the folder of a run, not a model: name its subfolder 'model', or pass 'adapter' with --adapter")
         if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
             raise InputError(f"{path} holds an adapter, not a model: name the base model as the model and pass this folder with --adapter")
         return path
@@ -40,6 +42,10 @@ def locate(name: str | Path) -> Path:
 def load(name: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer]:
     """Read a checkpoint folder, or a bundled model by name. The tokenizer must not be larger than the embedding."""
     folder = locate(name)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}): cpu always can") from None
     tokenizer = tokenizers.load(folder)
     model = read_model(folder, dtype=dtype, device=device)
     tokenizers.check_fits(tokenizer, model.config.vocab_size)

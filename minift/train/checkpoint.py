@@ -45,7 +45,10 @@ def write(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer],
 def read(path: Path) -> dict:
     """A state written by `write`. Raises InputError if it is not one."""
     try:
-        return torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True)
+        if not isinstance(state, dict) or not {"step", "parameters", "optimizers", "rng", "best", "bad"} <= state.keys():
+            raise EOFError("it holds something else")
+        return state
     except FileNotFoundError:
         raise InputError(f"there is no checkpoint {path} to go on from: start without --resume") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:

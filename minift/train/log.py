@@ -1,6 +1,7 @@
 """What a run says and keeps: a live line for the person, metrics.jsonl for the plot, TensorBoard on request.
 
-metrics.jsonl holds one JSON object per line, {"step": ..., "loss": ..., ...}; a line once written is never changed.
+metrics.jsonl holds one JSON object per line, {"step": ..., "loss": ..., ...}. A run that goes on from step s after a kill takes the
+steps behind s again, so their old lines are dropped: each step has one line.
 Proved in tests/train/test_log.py."""
 
 import json
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from minift.errors import InputError
+from minift.files import write_text
 
 
 class Log:
@@ -18,6 +20,9 @@ class Log:
 
     def __init__(self, folder: Path, steps: int, start: int = 0, tensorboard: bool = False, quiet: bool = False):
         folder.mkdir(parents=True, exist_ok=True)
+        if start and (folder / "metrics.jsonl").exists():
+            kept = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= start]
+            write_text(folder / "metrics.jsonl", "".join(kept))
         self.file = open(folder / "metrics.jsonl", "a", encoding="utf-8")
         self.board = _board(folder) if tensorboard else None
         self.console = Console(quiet=quiet)
@@ -27,7 +32,7 @@ class Log:
             disable=quiet or not self.console.is_terminal,
         )
         self.task = self.progress.add_task("train", total=steps, completed=start, note="")
-        self.began, self.tokens, self.said = time.perf_counter(), 0, time.perf_counter()
+        self.start, self.began, self.tokens, self.said = start, time.perf_counter(), 0, time.perf_counter()
 
     def __enter__(self) -> "Log":
         self.progress.start()
@@ -49,7 +54,7 @@ class Log:
         total = self.progress.tasks[0].total
         if not self.console.is_terminal and (time.perf_counter() - self.said > 10 or step == total):    # a log file gets a line each 10 s
             self.said = time.perf_counter()
-            left = (total - step) * (time.perf_counter() - self.began) / max(1, step)
+            left = (total - step) * (time.perf_counter() - self.began) / (step - self.start)
             self.console.print(f"step {step}/{total:.0f}  {note}  ETA {left:.0f} s", highlight=False)
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
@@ -68,8 +73,9 @@ class Log:
 
 
 def read_metrics(folder: str | Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    """The lines of a run's metrics.jsonl, less a last one that a kill cut short."""
+    lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _board(folder: Path):

@@ -68,6 +68,20 @@ class LoopConfig:
     """Write TensorBoard files into the run folder too (needs the package tensorboard)."""
 
 
+    def __post_init__(self):
+        """Refuse numbers that no run could mean."""
+        least = {"lr": 0, "accumulate": 1, "warmup": 0, "weight_decay": 0, "clip": 0, "eval_every": 0, "patience": 0, "save_every": 0}
+        for name, smallest in least.items():
+            if not getattr(self, name) >= smallest:
+                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}: wanted {smallest} or more")
+        if not 0 < self.epochs < math.inf or (self.max_steps is not None and self.max_steps < 1):
+            raise InputError(f"--epochs {self.epochs:g}, --max-steps {self.max_steps}: wanted at least one step")
+        if self.warmup > 1:
+            raise InputError(f"--warmup is {self.warmup}: it is a share of the steps, wanted 0 to 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"--betas are {self.betas}: wanted two numbers from 0 to below 1")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a training ended."""
@@ -145,6 +159,8 @@ def fit(
                 if evaluate is not None and (step % eval_every == 0 or step == steps):
                     values = evaluate()
                     model.train()
+                    if not math.isfinite(values["loss"]):
+                        raise FloatingPointError(f"the held-out loss is {values['loss']} after step {step}: training stopped; {_kept(last)}")
                     log.evaluation(step, values)
                     best, bad = (values["loss"], 0) if best is None or values["loss"] < best else (best, bad + 1)
                     if bad == 0:
@@ -180,8 +196,12 @@ def _windows(epoch_batches, accumulate: int, per_epoch: int, step: int, steps: i
 
 def _not_finite(loss: float, step: int, per_epoch: int, accumulate: int, last: Path) -> str:
     place = step % per_epoch * accumulate
-    kept = f"the checkpoint of an earlier step is in {last}" if last.exists() else "no checkpoint had been written yet"
     return (
         f"the loss is {loss} at step {step + 1} (epoch {step // per_epoch + 1}, batch {place + 1}): training stopped before the weights "
-        f"were touched; {kept}. Try a lower --lr, or --precision fp32"
+        f"were touched; {_kept(last)}"
     )
+
+
+def _kept(last: Path) -> str:
+    kept = f"the checkpoint of an earlier step is in {last}" if last.exists() else "no checkpoint had been written yet"
+    return f"{kept}. Try a lower --lr, or --precision fp32"

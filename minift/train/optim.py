@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from minift.errors import InputError
+
 Schedule = Literal["cosine", "linear", "constant"]
 
 
@@ -47,6 +49,8 @@ def muon(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, f
     outer = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     matrices = [p for p in model.parameters() if id(p) in inner - outer]
     rest = parameter_groups(model, lr, weight_decay)
+    if not matrices:
+        raise InputError("--optimizer muon is for the weights of linears, and none of them is trained: take --optimizer adamw")
     chosen = {id(p) for p in matrices}
     for group in rest:
         group["params"] = [p for p in group["params"] if id(p) not in chosen]

@@ -7,6 +7,7 @@
 Proved in tests/train/test_run.py."""
 
 import dataclasses
+import importlib.util
 import json
 import platform
 import shutil
@@ -22,9 +23,15 @@ FREE_TO_CHANGE = {"resume", "overwrite", "epochs", "max_steps", "patience", "sav
 
 
 def open_run(folder: str | Path, verb: str, config, overwrite: bool = False, resume: bool = False) -> Path:
-    """Make the run folder and write its config.json; or, to resume, check that the settings are those of the first start."""
+    """Make the run folder and write its config.json; or, to resume, check that the settings are those of the first start.
+
+    Whatever can be refused before a run should have been refused by now: this is where an earlier run is given up."""
     folder = Path(folder)
     settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    if settings.get("tensorboard") and importlib.util.find_spec("tensorboard") is None:
+        raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard, or leave the option out")
+    if resume and overwrite:
+        raise InputError("--resume goes on with a run and --overwrite gives it up: choose one of them")
     if resume:
         _same_settings(folder, verb, settings)
     else:
@@ -38,20 +45,28 @@ def open_run(folder: str | Path, verb: str, config, overwrite: bool = False, res
 
 
 def _remove_run(folder: Path) -> None:
-    """Empty an old run's folder; a folder with content that is no run's is never deleted."""
-    if any(folder.iterdir()) and not (folder / "config.json").exists():
+    """Empty an old run's folder; a folder with content that is no run's, a checkpoint's for one, is never deleted."""
+    if any(folder.iterdir()) and verb_of(folder) is None:
         raise InputError(f"{folder} has content but no config.json of a run: --overwrite replaces runs only; name another folder")
     shutil.rmtree(folder)
 
 
-def _same_settings(folder: Path, verb: str, settings: dict) -> None:
+def verb_of(folder: str | Path) -> str | None:
+    """The verb whose run this folder holds; None if it holds none (a checkpoint's config.json names no verb)."""
     try:
-        before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        raise InputError(f"{folder} holds no run to go on with (no readable config.json): start without --resume") from None
-    if before.get("verb") != verb:
-        raise InputError(f"{folder} is a run of `{before.get('verb')}`, not of `{verb}`: name another folder")
-    old = before["settings"]
+        content = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get("verb") if isinstance(content, dict) and isinstance(content.get("settings"), dict) else None
+
+
+def _same_settings(folder: Path, verb: str, settings: dict) -> None:
+    before = verb_of(folder)
+    if before is None:
+        raise InputError(f"{folder} holds no run to go on with (no readable config.json): start without --resume")
+    if before != verb:
+        raise InputError(f"{folder} is a run of `{before}`, not of `{verb}`: name another folder")
+    old = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"]
     differing = [name for name in settings if name not in FREE_TO_CHANGE and settings[name] != old.get(name)]
     if differing:
         changes = ", ".join(f"{name} was {old.get(name)!r}, is {settings[name]!r}" for name in differing)
