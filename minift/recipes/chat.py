@@ -5,11 +5,10 @@ Proved in tests/recipes/test_using.py. Left out: keeping the KV cache between tu
 
 from dataclasses import dataclass
 
-from minift.data.chat import end_of_turn, template_source
-from minift.data.examples import prompt_ids
+from minift.data.examples import ask, prompt_ids
 from minift.data.sources import Message, Row
 from minift.generate import stream
-from minift.recipes.loading import ModelChoice, SamplingChoice
+from minift.recipes.loading import ModelChoice, SamplingChoice, use_template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +25,7 @@ class Config(ModelChoice, SamplingChoice):
 
 def run(config: Config) -> None:
     model, tokenizer = config.load()
-    tokenizer.chat_template = template_source(tokenizer, config.template or (None if tokenizer.chat_template else "plain"))
-    tokenizer.end_ids.add(end_of_turn(tokenizer))
+    use_template(tokenizer, [ask("")], config.template)
     opening: list[Message] = [{"role": "system", "content": config.system}] if config.system else []
     messages = list(opening)
     print("An empty line ends the conversation, /new starts a new one.")

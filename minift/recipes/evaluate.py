@@ -19,7 +19,7 @@ from minift.evaluate.generation import score
 from minift.evaluate.perplexity import perplexity, scored_bytes, text_bits_per_byte
 from minift.files import write_text
 from minift.generate import generate
-from minift.recipes.loading import ModelChoice
+from minift.recipes.loading import ModelChoice, use_template
 from minift.recipes.report import terminal_table
 
 
@@ -51,12 +51,15 @@ class Config(ModelChoice):
 
 def run(config: Config) -> dict[str, float]:
     rows = _rows(config.data)[: config.limit]
+    if not rows:
+        raise InputError(f"--limit {config.limit} leaves no row to measure")
     model, tokenizer = config.load()
+    use_template(tokenizer, rows, config.template)
     if all(row.format == "text" for row in rows):
         found = text_bits_per_byte(model, tokenizer, [row.completion for row in rows], config.context, config.stride)
         title = f"{len(rows)} texts, windows of {config.context} tokens, stride {config.stride}"
     else:
-        examples, report = build(rows, tokenizer, template=config.template, learn=config.learn, max_length=config.max_length)
+        examples, report = build(rows, tokenizer, learn=config.learn, max_length=config.max_length)
         found = perplexity(model, examples, text_bytes=scored_bytes(tokenizer, examples))
         title = f"{report.kept} questions, {report.truncated} of them cut to {config.max_length} tokens"
     values = {"nats per token": found.nats_per_token, "perplexity": found.perplexity, "tokens": found.tokens}
@@ -80,6 +83,6 @@ def _rows(data: tuple[str, ...]) -> list[Row]:
 def _answers(model, tokenizer, rows: list[Row], config: Config) -> dict[str, float]:
     if not rows or rows[0].format == "text":
         raise InputError("--generate needs questions with answers; these rows are plain text")
-    prompts = [prompt_ids(row, tokenizer, template=config.template) for row in rows]
+    prompts = [prompt_ids(row, tokenizer) for row in rows]
     scores = score([text.strip() for text in generate(model, tokenizer, prompts, config.max_new_tokens)], [row.answer.strip() for row in rows])
     return {f"ROUGE-L ({len(rows)} answers)": scores.rouge_l, "exact match": scores.exact_match}

@@ -1,5 +1,6 @@
 """What every verb that uses a model asks for: which one, with which adapter, how it samples. Their fields become the verb's options."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,10 @@ import torch
 
 from minift import folder as folders
 from minift import peft
+from minift.data.chat import end_of_turn, template_source
+from minift.data.sources import Row
+from minift.errors import InputError
+from minift.files import recover
 from minift.models.transformer import Transformer
 from minift.tokenizer import Tokenizer
 
@@ -19,13 +24,14 @@ class ModelChoice:
     adapter: Path | None = None
     """An adapter folder (Hugging Face peft) to put on the model."""
     device: str = "cpu"
+    """Where it runs: cpu, or a GPU such as cuda."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the loaded weights."""
 
     def load(self) -> tuple[Transformer, Tokenizer]:
         model, tokenizer = folders.load(self.model, getattr(torch, self.dtype), self.device)
         if self.adapter is not None:
-            peft.load(model, self.adapter)
+            peft.load(model, recover(self.adapter))
             template = self.adapter / "chat_template.jinja"
             if template.exists():                                # the one it was trained with
                 tokenizer.chat_template = template.read_text(encoding="utf-8")
@@ -47,8 +53,20 @@ class SamplingChoice:
     stop: tuple[str, ...] = ()
     """End before any of these strings."""
     seed: int = 0
+    """Of the draws; at temperature 0 there are none."""
 
     def options(self) -> dict:
         """As keyword arguments of generate and stream."""
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed")
         return {name: getattr(self, name) for name in names}
+
+
+def use_template(tokenizer: Tokenizer, rows: Sequence[Row], template: str | None) -> None:
+    """Give the tokenizer the template that `rows` are written with: the one named, else its own, else plain. From then on answers end
+    where this template ends them, and whatever is saved is saved with it. Raises InputError if a template is named for nothing."""
+    if any(row.messages for row in rows):
+        tokenizer.chat_template = template_source(tokenizer, template or (None if tokenizer.chat_template else "plain"))
+        tokenizer.end_ids.add(end_of_turn(tokenizer))
+    elif template is not None:
+        found = ", ".join(sorted({row.format for row in rows}))
+        raise InputError(f"--template {template} would change nothing: these rows are {found}, and templates are for messages; leave it out")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -25,6 +26,7 @@ from minift.errors import InputError
 from minift.losses.sft import next_token
 from minift.models.config import ModelConfig
 from minift.models.transformer import Transformer
+from minift.recipes.report import draw_loss
 from minift.tokenizer import Tokenizer
 from minift.train.loop import LoopConfig, Outcome, fit
 from minift.train.precision import autocast
@@ -46,16 +48,22 @@ class Config(LoopConfig):
     vocab_size: int = 4096
     """Pieces of a newly trained tokenizer."""
     hidden_size: int = 256
+    """C: width of the residual stream."""
     layers: int = 6
+    """Blocks."""
     heads: int = 4
+    """H: query heads; a head is C / H wide."""
     kv_heads: int = 4
+    """Key and value heads; fewer than H is grouped-query attention."""
     mlp_size: int = 704
+    """Width inside the MLP."""
     context: int = 512
     """T: tokens per row."""
     batch_size: int = 16
     """Rows per micro-batch."""
     dropout: float = 0.0
-    dtype: str = "bfloat16"
+    """On the embedding and on each residual branch, while training."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Of the weights as written."""
     overwrite: bool = False
     """Replace an earlier run in the folder."""
@@ -71,15 +79,19 @@ class Result:
     bits_per_byte: float
     """Of the validation text, rows of T tokens."""
 
+    @property
+    def interrupted(self) -> bool:
+        return self.outcome.stopped == "interrupted"
+
 
 def run(config: Config, quiet: bool = False) -> Result:
     train_texts, valid_texts = texts(config)
     tokenizer = tokenizers.load(config.tokenizer) if config.tokenizer else tokenizers.train(train_texts, config.vocab_size)
+    torch.manual_seed(config.seed)
     model = Transformer(shape(config, tokenizer))
     train_ids, valid_ids = ([document(tokenizer, text) for text in side] for side in (train_texts, valid_texts))
-    folder = open_run(config.out, "pretrain", config, config.overwrite, config.resume)
-
-    valid = micro_batches(stream_rows(valid_ids, min(config.context, sum(map(len, valid_ids)) // 2), seed=0), config.batch_size)
+    held_out = min(config.context, max(2, sum(map(len, valid_ids)) // 2))                # a row of 1 token would have no target
+    valid = micro_batches(stream_rows(valid_ids, held_out, seed=0), config.batch_size)
     nats_to_bits = sum(map(len, valid_ids)) / sum(len(text.encode()) for text in valid_texts) / log(2)   # tokens per byte / ln 2
 
     def loss(model, batch):
@@ -96,10 +108,15 @@ def run(config: Config, quiet: bool = False) -> Result:
     def epoch(number: int):
         return micro_batches(stream_rows(train_ids, config.context, config.seed + number), config.batch_size, config.seed + number)
 
-    torch.manual_seed(config.seed)
+    epoch(0)                                                                             # too short a text is refused before a folder is made
+    folder = open_run(config.out, "pretrain", config, config.overwrite, config.resume)
     outcome = fit(model, epoch, loss, config, folder, evaluate, config.resume, quiet)
     folders.save(model.to(getattr(torch, config.dtype)), tokenizer, folder / "model", overwrite=True)
-    return Result(outcome, folder / "model", evaluate()["bits_per_byte"])
+    draw_loss(folder, "Pre-training")
+    result = Result(outcome, folder / "model", evaluate()["bits_per_byte"])
+    if not quiet:
+        print(f"{result.bits_per_byte:.3f} bits per byte of {len(valid_texts)} held-out texts; written: {result.model}")
+    return result
 
 
 def texts(config: Config) -> tuple[Sequence[str], Sequence[str]]:
@@ -110,8 +127,13 @@ def texts(config: Config) -> tuple[Sequence[str], Sequence[str]]:
 
 
 def shape(config: Config, tokenizer: Tokenizer) -> ModelConfig:
-    if config.hidden_size % config.heads:
-        raise InputError(f"--hidden-size {config.hidden_size} is not a multiple of --heads {config.heads}")
+    for name in ("hidden_size", "layers", "heads", "kv_heads", "mlp_size"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}: wanted 1 or more")
+    if config.hidden_size % (2 * config.heads):
+        raise InputError(f"--hidden-size {config.hidden_size} is not a multiple of twice --heads {config.heads}: a head needs an even width to rotate")
+    if config.heads % config.kv_heads:
+        raise InputError(f"--heads {config.heads} is not a multiple of --kv-heads {config.kv_heads}: each key head serves as many query heads")
     return ModelConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=config.hidden_size, layers=config.layers, heads=config.heads, kv_heads=config.kv_heads,
         head_dim=config.hidden_size // config.heads, mlp_size=config.mlp_size, max_positions=2 * config.context, dropout=config.dropout,

@@ -25,13 +25,14 @@ from minift.data.examples import build, prompt_ids
 from minift.data.pep257 import is_pep257
 from minift.data.pydocs import Pair, pairs
 from minift.data.sources import Row
+from minift.errors import InputError
 from minift.evaluate.generation import rouge_l
 from minift.evaluate.perplexity import perplexity
 from minift.files import write_text
 from minift.generate import generate
 from minift.recipes.report import draw_loss, markdown_table, terminal_table
-from minift.recipes.sft import MethodConfig, tune, write_result
-from minift.train.run import open_run
+from minift.recipes.sft import MethodConfig, choose_parameters, refuse_too_long, tune, write_result
+from minift.train.run import open_run, verb_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +44,13 @@ class Config(MethodConfig):
     model: str = "base"
     """The bundled model, or a Hugging Face checkpoint folder."""
     rank: int = 16
+    """r of LoRA."""
     alpha: float = 32.0
+    """LoRA's change is scaled by alpha / r."""
     lr: float = 3e-3
     """Peak learning rate; small models take large ones."""
     epochs: float = 3.0
+    """Passes over the training data (a part of one is fine)."""
     judged: int = 250
     """Held-out functions to write summaries for."""
 
@@ -76,18 +80,25 @@ class Result:
 def run(config: Config, quiet: bool = False) -> Result:
     console = Console(quiet=quiet)
     began = time.perf_counter()
+    if config.judged < 1:
+        raise InputError(f"--judged is {config.judged}: wanted 1 or more functions to judge by")
+    again = verb_of(config.out) == "quickstart"
+    if not again and config.out.exists() and not (config.out.is_dir() and not any(config.out.iterdir())):
+        raise InputError(f"{config.out} is in use, and not by an earlier quickstart, which alone is replaced: name another folder with --out")
     console.print("Reading the signatures and docstrings of this Python's standard library ...")
     train, valid, test = (pairs(split) for split in ("train", "valid", "test"))
     judged = spread(test, config.judged)
     model, tokenizer = folders.load(config.model)
     train_set, valid_set, test_set = (build([as_row(pair) for pair in side], tokenizer, max_length=256)[0] for side in (train, valid, judged))
-    folder = open_run(config.out, "quickstart", config, overwrite=True)
+    refuse_too_long([*train_set, *valid_set, *test_set], model)
+    choose_parameters(model, config)
+    folder = open_run(config.out, "quickstart", config, overwrite=again)
     console.print(f"{len(train)} functions to learn from, {len(judged)} of {len({p.module for p in judged})} held-out modules to judge by\n")
 
     before = scores(model, tokenizer, judged, test_set)
     outcome = tune(model, train_set, valid_set, config, folder, quiet)
     after = scores(model, tokenizer, judged, test_set)
-    write_result(model, tokenizer, config, folder, base=config.model)
+    written = write_result(model, tokenizer, config, folder, base=config.model)
 
     seconds = time.perf_counter() - began
     rows, samples = table(before, after), side_by_side(judged, before, after)
@@ -99,8 +110,8 @@ def run(config: Config, quiet: bool = False) -> Result:
             console.print(f"  {name:<7}{text}", highlight=False, markup=False, soft_wrap=True)
     draw_loss(folder, "Does it learn something about functions it has never seen?")
     write_text(folder / "samples.md", "# Five held-out functions\n\n" + samples_markdown(samples) + "\n")
-    write_text(folder / "report.md", report(config, model, len(train), judged, rows, samples, seconds))
-    console.print(f"\nDone in {seconds:.0f} s. Report: {folder / 'report.md'}   Adapter: {folder / 'adapter'}", highlight=False, soft_wrap=True)
+    write_text(folder / "report.md", report(config, model, len(train), outcome.steps, judged, rows, samples, seconds))
+    console.print(f"\nDone in {seconds:.0f} s. Report: {folder / 'report.md'}   Result: {written}", highlight=False, soft_wrap=True)
     return Result(before, after, seconds, folder, outcome.stopped == "interrupted")
 
 
@@ -147,15 +158,25 @@ def samples_markdown(samples: Sequence[tuple[Pair, str, str]]) -> str:
     return markdown_table(["function", "its docstring", "before", "after"], cells)
 
 
-def report(config: Config, model, train: int, judged: Sequence[Pair], rows, samples, seconds: float) -> str:
+METHODS = {
+    "lora": "LoRA of rank {0.rank} on every linear layer: y = x Wᵀ + ({0.alpha:g} / {0.rank}) (x Aᵀ) Bᵀ, with W frozen and only A and B trained\n"
+    "(Hu et al. 2021).",
+    "full": "Full fine-tuning: every weight of the model is trained.",
+    "last": "The last {0.last_n} of the model's blocks are trained, the rest is frozen.",
+}
+
+
+def report(config: Config, model, train: int, steps: int, judged: Sequence[Pair], rows, samples, seconds: float) -> str:
     """One page a teacher could show."""
+    own = "" if config.model == "base" else f" --model {config.model}"
+    use = f"--model {config.out}/model" if config.method != "lora" else f"--adapter {config.out}/adapter" + own
     return f"""# Teaching a small model to document Python functions
 
 **The question.** A language model has read this machine's docstrings, but never saw which function they belong to. Can {peft.trainable(model).trained:,}
 new numbers teach it to write the summary line of a function it has never seen, from the signature alone?
 
-**The method.** LoRA of rank {config.rank} on every linear layer: y = x Wᵀ + ({config.alpha:g} / {config.rank}) (x Aᵀ) Bᵀ, with W frozen and only A and B trained
-(Hu et al. 2021). {train:,} functions of the standard library to learn from, {config.epochs:g} passes, {seconds:.0f} seconds in all on this machine.
+**The method.** {METHODS[config.method].format(config)} {train:,} functions of the standard library to learn from,
+{steps:,} steps, {seconds:.0f} seconds in all on this machine.
 
 **The judgement.** {len(judged)} functions from {len({pair.module for pair in judged})} modules that neither the base model nor this training has read.
 
@@ -169,7 +190,7 @@ Loss: surprise at the true summary. ROUGE-L: words in common with it, in order. 
 
 {samples_markdown(samples)}
 
-**Try it.** `minift generate --adapter {config.out}/adapter --prompt "# shop.cart, class Cart
+**Try it.** `minift generate {use} --prompt "# shop.cart, class Cart
 def remove_item(self, item)
 Summary:"`
 

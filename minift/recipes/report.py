@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")                                  # no window: pictures go to files
 import matplotlib.pyplot as plt
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from minift.train.log import read_metrics
@@ -18,9 +19,10 @@ INK, TRAIN, HELD_OUT = "#333333", "#9db8d2", "#c4472b"
 
 
 def draw_loss(folder: Path, title: str, before: float | None = None) -> Path:
-    """Draw folder/metrics.jsonl as folder/loss.png: training loss per step, its running mean, held-out loss, and the untrained level."""
+    """Draw folder/metrics.jsonl as folder/loss.png: training loss per step, its running mean, and the held-out loss, which starts at
+    `before` if that is known. A run stopped before its first step has a picture without a curve."""
     metrics = read_metrics(folder)
-    steps, losses = zip(*[(m["step"], m["loss"]) for m in metrics if "loss" in m])
+    steps, losses = [m["step"] for m in metrics if "loss" in m], [m["loss"] for m in metrics if "loss" in m]
     held_out = [(m["step"], m["eval_loss"]) for m in metrics if "eval_loss" in m]
     figure, axes = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
     axes.plot(steps, losses, color=TRAIN, linewidth=0.8, label="training, each step")
@@ -28,7 +30,7 @@ def draw_loss(folder: Path, title: str, before: float | None = None) -> Path:
     if before is not None:
         held_out = [(0, before), *held_out]
     if held_out:
-        axes.plot(*zip(*held_out), "o-", color=HELD_OUT, linewidth=1.8, markersize=5, label="held-out modules" if before else "held out")
+        axes.plot(*zip(*held_out), "o-", color=HELD_OUT, linewidth=1.8, markersize=5, label="held out")
         place, value = held_out[-1]
         axes.annotate(f"{value:.2f}", (place, value), xytext=(0, 7), textcoords="offset points", ha="center", color=HELD_OUT)
     axes.set(title=title, xlabel="optimizer step", ylabel="loss, nats per token")
@@ -54,9 +56,9 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def terminal_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """The same table for the terminal; numbers to the right."""
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    table = Table(title=escape(title), title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     for place, name in enumerate(header):
         table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*[str(cell).replace("[", "\\[") for cell in row])
+        table.add_row(*[escape(str(cell)) for cell in row])
     return table

@@ -12,7 +12,8 @@ Batches hold examples of similar length (--batching bucketed) or several example
 measurement behind the default. Proved in tests/recipes/test_sft.py. Left out: preferences and rewards (other recipes)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -22,16 +23,16 @@ from torch import nn
 from minift import folder as folders
 from minift import peft
 from minift.data.batches import Batch, Example, by_length, micro_batches, pack, pad
-from minift.data.chat import end_of_turn, template_source
 from minift.data.examples import Learn, Report, build, prompt_ids
 from minift.data.sources import Row, read
 from minift.data.split import split_rows
 from minift.errors import InputError
 from minift.evaluate.perplexity import Perplexity, perplexity
-from minift.files import write_text
-from minift.generate import generate
+from minift.files import new_folder, write_text
+from minift.generate import generate, position_limit
 from minift.losses.sft import next_token
 from minift.models.transformer import Transformer
+from minift.recipes.loading import use_template
 from minift.recipes.report import draw_loss, markdown_table
 from minift.tokenizer import Tokenizer
 from minift.train.loop import LoopConfig, Outcome, fit
@@ -39,6 +40,7 @@ from minift.train.precision import autocast
 from minift.train.run import open_run
 
 Method = Literal["lora", "full", "last"]
+OPTIONS_OF: dict[Method, tuple[str, ...]] = {"lora": ("rank", "alpha", "lora_dropout", "targets"), "last": ("last_n",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,7 @@ class Config(MethodConfig):
     new_tokens: int = 64
     """Longest answer in samples.md."""
     device: str = "cpu"
+    """Where it runs: cpu, or a GPU such as cuda."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the loaded weights; trained ones need float32, a frozen base may be smaller."""
     overwrite: bool = False
@@ -118,29 +121,32 @@ def run(config: Config, quiet: bool = False) -> Result:
         raise InputError(f"--method {config.method} trains the weights themselves: pass --dtype float32, {config.dtype} cannot resolve its small steps")
     rows = read(config.data, columns=config.columns)
     if config.eval_data:
+        if config.held_out != Config.held_out:
+            raise InputError("--eval-data says what is measured, so --held-out has nothing to hold out: give one of them")
         train_rows, valid_rows = rows, read(config.eval_data, columns=config.columns)
     else:
         train_rows, valid_rows = split_rows(rows, fraction=config.held_out, seed=0)
     model, tokenizer = folders.load(config.model, getattr(torch, config.dtype), config.device)
-    if any(row.messages for row in rows):                       # the model is saved with the template it was trained with
-        tokenizer.chat_template = template_source(tokenizer, config.template or (None if tokenizer.chat_template else "plain"))
-        tokenizer.end_ids.add(end_of_turn(tokenizer))
+    use_template(tokenizer, [*train_rows, *valid_rows], config.template)
     making = dict(learn=config.learn, max_length=config.max_length)
     train_set, report = build(train_rows, tokenizer, **making)
     valid_set, valid_report = build(valid_rows, tokenizer, **making)
+    refuse_too_long([*train_set, *valid_set], model)
+    choose_parameters(model, config)
     folder = open_run(config.out, "sft", config, config.overwrite, config.resume)
     say = (lambda text: None) if quiet else print
     say(describe(report, valid_report))
 
-    prompts = [prompt_ids(row, tokenizer) for row in valid_rows[: config.samples]]
-    answer = lambda: generate(model, tokenizer, prompts, max_new_tokens=config.new_tokens) if prompts else []
+    askable = ((row, prompt_ids(row, tokenizer)) for row in valid_rows if row.format != "text")
+    asked = list(islice(((row, ids) for row, ids in askable if len(ids) < position_limit(model)), config.samples))
+    answer = lambda: generate(model, tokenizer, [ids for _, ids in asked], max_new_tokens=config.new_tokens) if asked else []
     before, said_before = perplexity(model, valid_set), answer()
     outcome = tune(model, train_set, valid_set, config, folder, quiet, config.resume)
     after, said_after = perplexity(model, valid_set), answer()
 
     written = write_result(model, tokenizer, config, folder, base=config.model)
     draw_loss(folder, f"Held-out loss {before.nats_per_token:.2f} → {after.nats_per_token:.2f}", before.nats_per_token)
-    write_samples(folder, valid_rows[: config.samples], said_before, said_after)
+    write_samples(folder, [row for row, _ in asked], said_before, said_after)
     say(f"held-out loss {before.nats_per_token:.3f} -> {after.nats_per_token:.3f} nats/token over {after.tokens} tokens; written: {written}")
     return Result(before, after, outcome, written)
 
@@ -149,9 +155,7 @@ def tune(
     model: Transformer, train_set: Sequence[Example], valid_set: Sequence[Example], config: MethodConfig, folder: Path,
     quiet: bool = False, resume: bool = False,
 ) -> Outcome:
-    """Choose what trains, make the batches, and run the loop. `model` is changed in place."""
-    torch.manual_seed(config.seed)
-    choose_parameters(model, config)
+    """Make the batches and run the loop on what choose_parameters chose. `model` is changed in place."""
     if not quiet:
         print(f"{config.method}: {peft.trainable(model)}")
     measure = lambda: {"loss": evaluate(model, valid_set, config)}
@@ -159,7 +163,17 @@ def tune(
 
 
 def choose_parameters(model: Transformer, config: MethodConfig) -> None:
-    """Freeze what is not to train; with LoRA, attach it under the name "default"."""
+    """Freeze what is not to train; with LoRA, attach it under the name "default". A new adapter changes nothing yet.
+
+    Raises InputError if an option of another method was given: it would be without effect."""
+    defaults = {field.name: field.default for field in fields(config)}
+    for method, names in OPTIONS_OF.items():
+        given = [name for name in names if method != config.method and getattr(config, name) != defaults[name]]
+        if given:
+            raise InputError(f"--{given[0].replace('_', '-')} is an option of --method {method}, not of {config.method}: leave it out")
+    if config.optimizer == "muon" and config.method == "lora":
+        raise InputError("--optimizer muon is for whole weight matrices, and LoRA trains thin ones: take adamw")
+    torch.manual_seed(config.seed)
     if config.method == "lora":
         one = config.targets[0] if len(config.targets) == 1 else ""
         targets = one if one == "all-linear" or set(one) & set("*|") else config.targets
@@ -173,6 +187,13 @@ def choose_parameters(model: Transformer, config: MethodConfig) -> None:
             last.append(model.head)
         for module in last:
             module.requires_grad_(True)
+
+
+def refuse_too_long(examples: Sequence[Example], model: Transformer) -> None:
+    """A model with learned positions has no position for the tokens behind its last one."""
+    longest, limit = max(len(example.ids) for example in examples), position_limit(model)
+    if longest > limit:
+        raise InputError(f"the longest example has {longest} tokens, this model has {limit} learned positions: pass --max-length {limit}")
 
 
 def loss(model: nn.Module, batch: Batch):
@@ -205,9 +226,10 @@ def evaluate(model: Transformer, examples: Sequence[Example], config: MethodConf
 def write_result(model: Transformer, tokenizer: Tokenizer, config: MethodConfig, folder: Path, base: str) -> Path:
     """The adapter, or the whole model, in Hugging Face's layout."""
     if config.method == "lora":
-        peft.save(model, folder / "adapter", overwrite=True, base_model=base)
-        if tokenizer.chat_template:                             # an adapter works with the template it was trained with only
-            write_text(folder / "adapter" / "chat_template.jinja", tokenizer.chat_template)
+        with new_folder(folder / "adapter", overwrite=True) as aside:
+            peft.save(model, aside, base_model=base)
+            if tokenizer.chat_template:                         # an adapter works with the template it was trained with only
+                write_text(aside / "chat_template.jinja", tokenizer.chat_template)
         return folder / "adapter"
     folders.save(model, tokenizer, folder / "model", overwrite=True)
     return folder / "model"
@@ -222,7 +244,8 @@ def describe(train: Report, valid: Report) -> str:
         if report.truncated:
             lines.append(f"{report.truncated} {name} examples were cut to --max-length, {report.answers_cut} of them in the answer")
         if report.without_answer:
-            lines.append(f"{len(report.without_answer)} {name} rows have no answer and are left out: {', '.join(report.without_answer[:3])} ...")
+            some = ", ".join(report.without_answer[:3]) + (" ..." if len(report.without_answer) > 3 else "")
+            lines.append(f"{len(report.without_answer)} {name} rows have no answer and are left out: {some}")
     return "\n".join(lines)
 
 
