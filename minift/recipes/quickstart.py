@@ -125,9 +125,9 @@ def as_row(pair: Pair) -> Row:
 
 
 def scores(model, tokenizer, judged: Sequence[Pair], examples) -> Scores:
-    """Loss on the true summaries, then write summaries greedily and judge those."""
+    """Loss on the true summaries, then write summaries greedily and judge those: what is judged is the first line with text in it."""
     prompts = [prompt_ids(as_row(pair), tokenizer) for pair in judged]
-    written = [text.split("\n")[0].strip() for text in generate(model, tokenizer, prompts, max_new_tokens=40, stop=["\n"])]
+    written = [text.strip().split("\n")[0] for text in generate(model, tokenizer, prompts, max_new_tokens=40)]
     return Scores(
         loss=perplexity(model, examples).nats_per_token,
         rouge_l=fmean(rouge_l(text, pair.summary) for text, pair in zip(written, judged)),
