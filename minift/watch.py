@@ -27,6 +27,13 @@ def looking_back(weights: Tensor, back: int) -> Tensor:
     return weights.diagonal(-back, dim1=-2, dim2=-1).mean(-1)
 
 
+def reach(weights: Tensor) -> Tensor:
+    """weights (L, H, T, T) -> (L, H): how many places back a head looks, a mean over its attention and over the tokens."""
+    T = weights.shape[-1]
+    back = torch.arange(T)[:, None] - torch.arange(T)                                            # (T, T)
+    return (weights * back).sum(-1).mean(-1)
+
+
 def stream(model: Transformer, ids: Sequence[int]) -> Tensor:
     """The vectors that the blocks read and write: (L + 1, T, C), after the embedding and after each block."""
     seen = _captured(model, ids, None)

@@ -277,7 +277,10 @@ def _to_store(model: Transformer) -> dict[str, Tensor]:
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    save_file(tensors, file, metadata={"format": "pt"})
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{file} cannot be written ({error}): is the disk full? Nothing was replaced") from None
     file.chmod((file.parent / "config.json").stat().st_mode)               # safetensors makes files that only their owner can read
 
 

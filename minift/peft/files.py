@@ -69,7 +69,10 @@ def save(model: nn.Module, folder: str | Path, name: str = "default", overwrite:
     }
     stored = {key: parameter.detach().cpu().contiguous() for key, parameter in tensors(model, small).items()}
     with new_folder(folder, overwrite) as aside:
-        save_file(stored, aside / WEIGHTS, metadata={"format": "pt"})
+        try:
+            save_file(stored, aside / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{aside / WEIGHTS} cannot be written ({error}): is the disk full? Nothing was replaced") from None
         (aside / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 

@@ -12,6 +12,7 @@ from minift import tokenizer as tokenizers
 from minift.data.examples import Learn, build
 from minift.data.show import show
 from minift.data.sources import read
+from minift.recipes.loading import use_template
 
 
 @dataclass(frozen=True)
@@ -36,5 +37,7 @@ class Config:
 
 def run(config: Config) -> None:
     tokenizer = tokenizers.load(folders.locate(config.model))
-    examples, report = build(read(config.files, columns=config.columns), tokenizer, template=config.template, learn=config.learn, max_length=config.max_length)
+    rows = read(config.files, columns=config.columns)
+    use_template(tokenizer, rows, config.template)
+    examples, report = build(rows, tokenizer, learn=config.learn, max_length=config.max_length)
     show(examples, report, tokenizer, rows=config.rows)

@@ -15,7 +15,7 @@ from minift.data import pydocs
 from minift.data.examples import Learn, build, prompt_ids
 from minift.data.sources import Row, read
 from minift.errors import InputError
-from minift.evaluate.generation import score
+from minift.evaluate.generation import VARIANT, score
 from minift.evaluate.perplexity import perplexity, scored_bytes, text_bits_per_byte
 from minift.files import write_text
 from minift.generate import generate
@@ -61,7 +61,7 @@ def run(config: Config) -> dict[str, float]:
     else:
         examples, report = build(rows, tokenizer, learn=config.learn, max_length=config.max_length)
         found = perplexity(model, examples, text_bytes=scored_bytes(tokenizer, examples))
-        title = f"{report.kept} questions, {report.truncated} of them cut to {config.max_length} tokens"
+        title = f"{report.kept} questions" + (f", {report.truncated} of them cut to {config.max_length} tokens" if report.truncated else "")
     values = {"nats per token": found.nats_per_token, "perplexity": found.perplexity, "tokens": found.tokens}
     if found.bits_per_byte is not None:
         values |= {"bits per byte": found.bits_per_byte, "bytes": found.bytes}
@@ -69,6 +69,8 @@ def run(config: Config) -> dict[str, float]:
         values |= _answers(model, tokenizer, [row for row in rows if row.answer][: config.generate], config)
     shown = [[name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}"] for name, value in values.items()]
     Console().print(terminal_table(title, ["measure", "value"], shown))
+    if config.generate:
+        print(VARIANT)
     if config.out is not None:
         write_text(config.out, json.dumps(values, indent=2) + "\n")
     return values

@@ -38,6 +38,9 @@ def write(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer],
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+    except (OSError, RuntimeError) as error:                    # torch.save turns a full disk into a RuntimeError
+        text = str(error).splitlines()[0]
+        raise OSError(f"{path} cannot be written ({text}): is the disk full? What was there before is kept") from error
     finally:
         aside.unlink(missing_ok=True)
 
