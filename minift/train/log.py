@@ -13,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from minift.errors import InputError
 from minift.files import write_text
-from minift.files import write_text
 
 
 class Log:
@@ -24,7 +23,6 @@ class Log:
         if start and (folder / "metrics.jsonl").exists():
             kept = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= start]
             write_text(folder / "metrics.jsonl", "".join(kept))
-        _forget_after(folder, start)
         self.file = open(folder / "metrics.jsonl", "a", encoding="utf-8")
         self.board = _board(folder) if tensorboard else None
         self.console = Console(quiet=quiet)
@@ -78,13 +76,6 @@ def read_metrics(folder: str | Path) -> list[dict]:
     """The lines of a run's metrics.jsonl, less a last one that a kill cut short."""
     lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def _forget_after(folder: Path, start: int) -> None:
-    """A run that goes on from a checkpoint takes the steps after it again: their lines go."""
-    if start and (folder / "metrics.jsonl").exists():
-        kept = [line for line in read_metrics(folder) if line["step"] <= start]
-        write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _board(folder: Path):
