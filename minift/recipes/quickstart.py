@@ -51,6 +51,10 @@ class Config(MethodConfig):
     """Peak learning rate; small models take large ones."""
     epochs: float = 3.0
     """Passes over the training data (a part of one is fine)."""
+    batch_tokens: int = 2048
+    """Tokens of a micro-batch, pads included."""
+    eval_every: int = 50
+    """Optimizer steps between evaluations; 0: once per epoch."""
     judged: int = 250
     """Held-out functions to write summaries for."""
 
@@ -96,6 +100,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     console.print(f"{len(train)} functions to learn from, {len(judged)} of {len({p.module for p in judged})} held-out modules to judge by\n")
 
     before = scores(model, tokenizer, judged, test_set)
+    untrained = evaluate(model, valid_set, config)
     outcome = tune(model, train_set, valid_set, config, folder, quiet)
     after = scores(model, tokenizer, judged, test_set)
     written = write_result(model, tokenizer, config, folder, base=config.model)
@@ -108,7 +113,7 @@ def run(config: Config, quiet: bool = False) -> Result:
         console.print(f"\n{pair.prompt.removesuffix('Summary:').rstrip()}", highlight=False, markup=False)
         for name, text in (("truth", pair.summary), ("before", b), ("after", a)):
             console.print(f"  {name:<7}{text}", highlight=False, markup=False, soft_wrap=True)
-    draw_loss(folder, "Does it learn something about functions it has never seen?")
+    draw_loss(folder, "Does it learn something about functions it has never seen?", untrained)
     write_text(folder / "samples.md", "# Five held-out functions\n\n" + samples_markdown(samples) + "\n")
     write_text(folder / "report.md", report(config, model, len(train), outcome.steps, judged, rows, samples, seconds))
     console.print(f"\nDone in {seconds:.0f} s. Report: {folder / 'report.md'}   Result: {written}", highlight=False, soft_wrap=True)
