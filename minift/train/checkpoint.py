@@ -6,7 +6,6 @@ Written aside, synced and renamed (minift/files.py has the same rule for folders
 Read with `weights_only=True`: a checkpoint is data and can run no code. Proved in tests/train/test_checkpoint.py."""
 
 import os
-import pickle
 from pathlib import Path
 
 import torch
@@ -54,8 +53,9 @@ def read(path: Path) -> dict:
         return state
     except FileNotFoundError:
         raise InputError(f"there is no checkpoint {path} to go on from: start without --resume") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
-        raise InputError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]}): start without --resume") from None
+    except Exception as error:                                  # on a damaged file torch.load may raise anything
+        text = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} is not a readable checkpoint ({text}): start without --resume") from None
 
 
 def restore(state: dict, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -73,8 +73,9 @@ def load_parameters(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
     if trained != set(saved):
         differing = sorted(trained ^ set(saved))
         raise InputError(f"the checkpoint trained other parameters than this run ({len(differing)} differ, e.g. {differing[0]}): use the same settings")
+    for name, value in saved.items():
+        if own[name].shape != value.shape:
+            raise InputError(f"the checkpoint's {name} is {tuple(value.shape)}, this run's is {tuple(own[name].shape)}: use the same settings")
     with torch.no_grad():
         for name, value in saved.items():
-            if own[name].shape != value.shape:
-                raise InputError(f"the checkpoint's {name} is {tuple(value.shape)}, this run's is {tuple(own[name].shape)}: use the same settings")
             own[name].copy_(value)

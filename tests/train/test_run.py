@@ -1,0 +1,96 @@
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from minift.errors import InputError
+from minift.train import run as module
+from minift.train.run import open_run, verb_of
+
+
+@dataclass(frozen=True)
+class Settings:
+    out: Path = Path("somewhere")
+    lr: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.99)
+    epochs: float = 3.0
+    resume: bool = False
+    overwrite: bool = False
+    tensorboard: bool = False
+
+
+def test_a_run_folder_knows_every_setting_and_the_versions(tmp_path):
+    folder = open_run(tmp_path / "a" / "run", "sft", Settings(lr=0.5))
+    content = json.loads((folder / "config.json").read_text())
+    assert content["verb"] == "sft" and content["settings"]["lr"] == 0.5 and content["settings"]["betas"] == [0.9, 0.99]
+    assert content["settings"]["out"] == "somewhere"
+    assert content["versions"] == {"python": platform.python_version(), "torch": torch.__version__}
+    assert verb_of(folder) == "sft" and [file.name for file in folder.iterdir()] == ["config.json"]
+
+
+def test_an_empty_folder_is_free(tmp_path):
+    assert open_run(tmp_path, "sft", Settings()) == tmp_path
+
+
+def test_an_earlier_run_is_kept_unless_told_and_then_gone_whole(tmp_path):
+    folder = open_run(tmp_path / "run", "sft", Settings())
+    (folder / "adapter").mkdir()
+    with pytest.raises(InputError, match="is in use: name another one, or pass --overwrite"):
+        open_run(folder, "sft", Settings())
+    assert (folder / "adapter").exists()
+    open_run(folder, "pretrain", Settings(), overwrite=True)
+    assert not (folder / "adapter").exists() and verb_of(folder) == "pretrain"
+
+
+@pytest.mark.parametrize("content", [None, "not json", "[1]", '{"model_type": "llama"}', '{"verb": "sft"}'])
+def test_a_folder_that_is_no_runs_is_never_deleted(tmp_path, content):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    if content is not None:                                                        # a checkpoint has a config.json too
+        (tmp_path / "config.json").write_text(content)
+    assert verb_of(tmp_path) is None
+    with pytest.raises(InputError, match="--overwrite replaces runs only; name another folder"):
+        open_run(tmp_path, "sft", Settings(), overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(InputError, match="is a file, but a folder is to be written there"):
+        open_run(tmp_path / "run", "sft", Settings(), overwrite=True)
+
+
+def test_a_resumed_run_keeps_its_settings_but_for_how_long_it_goes(tmp_path):
+    folder = open_run(tmp_path / "run", "sft", Settings())
+    (folder / "metrics.jsonl").touch()
+    open_run(folder, "sft", Settings(epochs=5.0, resume=True), resume=True)
+    assert (folder / "metrics.jsonl").exists()
+    assert json.loads((folder / "config.json").read_text())["settings"]["epochs"] == 5.0
+    with pytest.raises(InputError, match=r"keeps its settings: lr was 0.1, is 0.2, betas was \[0.9, 0.99\], is \[0.8, 0.99\]"):
+        open_run(folder, "sft", Settings(lr=0.2, betas=(0.8, 0.99)), resume=True)
+    with pytest.raises(InputError, match="is a run of `sft`, not of `pretrain`: name another folder"):
+        open_run(folder, "pretrain", Settings(), resume=True)
+
+
+def test_there_must_be_something_to_resume(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(InputError, match="holds no run to go on with .*: start without --resume"):
+            open_run(folder, "sft", Settings(), resume=True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_to_resume_and_to_overwrite_are_two_things(tmp_path):
+    folder = open_run(tmp_path / "run", "sft", Settings())
+    with pytest.raises(InputError, match="choose one of them"):
+        open_run(folder, "sft", Settings(), overwrite=True, resume=True)
+
+
+def test_a_missing_tensorboard_is_known_before_an_earlier_run_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    folder = open_run(tmp_path / "run", "sft", Settings())
+    (folder / "adapter").mkdir()
+    with pytest.raises(InputError, match="pip install tensorboard"):
+        open_run(folder, "sft", Settings(tensorboard=True), overwrite=True)
+    assert (folder / "adapter").exists()
