@@ -37,15 +37,20 @@ def open_run(folder: str | Path, verb: str, config, overwrite: bool = False, res
     else:
         refuse_if_used(folder, overwrite)
         if folder.is_dir():
-            _remove_run(folder)
+            _remove_run(folder, config)
         folder.mkdir(parents=True, exist_ok=True)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     write_text(folder / "config.json", json.dumps({"verb": verb, "settings": settings, "versions": versions}, indent=2) + "\n")
     return folder
 
 
-def _remove_run(folder: Path) -> None:
-    """Empty an old run's folder; a folder with content that is no run's, a checkpoint's for one, is never deleted."""
+def _remove_run(folder: Path, config) -> None:
+    """Empty an old run's folder; a folder with content that is no run's, a checkpoint's for one, is never deleted. Nor is a run
+    that the new one starts from."""
+    named = [*(getattr(config, name, None) for name in ("model", "tokenizer")), *getattr(config, "data", ()), *getattr(config, "eval_data", ())]
+    for path in filter(None, named):
+        if Path(path).resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{path} lies in {folder}, which would be emptied first: name another folder with --out")
     if any(folder.iterdir()) and verb_of(folder) is None:
         raise InputError(f"{folder} has content but no config.json of a run: --overwrite replaces runs only; name another folder")
     shutil.rmtree(folder)

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from minift.errors import InputError
-from minift.train import checkpoint
 from minift.train.checkpoint import load_parameters, read, restore, trained_parameters, write
 
 
@@ -106,7 +105,7 @@ def test_a_checkpoint_can_run_no_code(tmp_path):
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'pwned'}",)
 
-    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
     torch.save({"step": Evil()}, tmp_path / "zip.pt")
     for name in ("raw.pt", "zip.pt"):
         with pytest.raises(InputError, match="is not a readable checkpoint"):
@@ -124,7 +123,3 @@ def test_other_parameters_or_shapes_are_refused_and_nothing_is_copied():
         with pytest.raises(InputError, match=text):
             load_parameters(model, change)
         assert all(torch.equal(a, b) for a, b in zip(before, model.parameters())), text
-
-
-def test_the_module_reads_with_weights_only():
-    assert "weights_only=True" in open(checkpoint.__file__).read()

@@ -1,6 +1,6 @@
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,13 @@ class Settings:
     resume: bool = False
     overwrite: bool = False
     tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class Inputs(Settings):
+    model: str = "base"
+    data: tuple[str, ...] = ("faq.jsonl",)
+    tokenizer: Path | None = None
 
 
 def test_a_run_folder_knows_every_setting_and_the_versions(tmp_path):
@@ -54,6 +61,16 @@ def test_a_folder_that_is_no_runs_is_never_deleted(tmp_path, content):
     with pytest.raises(InputError, match="--overwrite replaces runs only; name another folder"):
         open_run(tmp_path, "sft", Settings(), overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_run_that_the_new_one_starts_from_is_not_deleted(tmp_path):
+    folder = open_run(tmp_path / "run", "sft", Settings())
+    (folder / "model").mkdir()
+    for inputs in ({"model": str(folder / "model")}, {"data": (str(tmp_path), str(folder / "*.jsonl"))}, {"tokenizer": folder}):
+        with pytest.raises(InputError, match="lies in .*, which would be emptied first: name another folder with --out"):
+            open_run(folder, "sft", replace(Inputs(), **inputs), overwrite=True)
+        assert (folder / "model").exists()
+    open_run(folder, "sft", Inputs(), overwrite=True)
 
 
 def test_a_file_in_the_way(tmp_path):

@@ -1,0 +1,50 @@
+"""Planted bugs between the command line and the loop: recipes, run folders, logs, checkpoints."""
+
+from tests.mutants.mutant import Mutant
+
+CLI, FOLDER = "minift/cli.py", "minift/folder.py"
+SFT, TEST_SFT = "minift/recipes/sft.py", "tests/recipes/test_sft.py"
+PRETRAIN, TEST_PRETRAIN = "minift/recipes/pretrain.py", "tests/recipes/test_pretrain.py"
+TEST_USING = "tests/recipes/test_using.py"
+LOG, RUN, CHECKPOINT = "minift/train/log.py", "minift/train/run.py", "minift/train/checkpoint.py"
+
+MUTANTS = [
+    Mutant("an_interrupted_run_counts_as_done", CLI, 'getattr(result, "interrupted", False)', 'getattr(result, "stopped", False)', TEST_SFT),
+    Mutant("bad_input_ends_in_status_one", CLI, "    except InputError as error:\n        print(f\"minift {verb}: {error}\", file=sys.stderr)\n        return 2",
+           "    except InputError as error:\n        print(f\"minift {verb}: {error}\", file=sys.stderr)\n        return 1", "tests/test_cli.py"),
+    Mutant("inherited_options_come_first", CLI, "for home in config.__mro__ for", "for home in reversed(config.__mro__) for", "tests/test_cli.py"),
+    Mutant("a_swap_cut_short_is_never_finished", FOLDER, "path = recover(name)", "path = Path(name)", "tests/test_folder.py"),
+    Mutant("a_tokenizer_may_be_larger_than_the_embedding", FOLDER, "    tokenizers.check_fits(tokenizer, model.config.vocab_size)\n", "", "tests/test_folder.py"),
+    Mutant("held_out_rows_are_trained_on", SFT, "train_set, report = build(train_rows,", "train_set, report = build(rows,", TEST_SFT),
+    Mutant("last_blocks_are_the_first", SFT, "*model.blocks[-config.last_n :], model.norm", "*model.blocks[: config.last_n], model.norm", TEST_SFT),
+    Mutant("the_rest_is_not_frozen", SFT, "        model.requires_grad_(False)\n", "", TEST_SFT),
+    Mutant("a_new_adapter_without_the_runs_seed", SFT, "    torch.manual_seed(config.seed)\n", "", TEST_SFT),
+    Mutant("options_of_another_method_are_ignored", SFT, "        if given:\n", "        if False:\n", TEST_SFT),
+    Mutant("a_folder_is_made_before_the_options_are_checked", SFT,
+           '    choose_parameters(model, config)\n    folder = open_run(config.out, "sft", config, config.overwrite, config.resume)\n',
+           '    folder = open_run(config.out, "sft", config, config.overwrite, config.resume)\n    choose_parameters(model, config)\n', TEST_SFT),
+    Mutant("an_adapter_without_its_template", SFT, "if tokenizer.chat_template:", "if False:", TEST_SFT),
+    Mutant("packed_rows_see_each_other", SFT, "model(batch.token_ids, segments=batch.segments)", "model(batch.token_ids)", TEST_SFT),
+    Mutant("the_adapters_template_is_not_read", "minift/recipes/loading.py", "if template.exists():", "if False:", TEST_USING),
+    Mutant("answers_do_not_end_where_the_template_ends_them", "minift/recipes/loading.py", "tokenizer.end_ids.add(end_of_turn(tokenizer))", "pass", TEST_USING),
+    Mutant("a_merge_without_the_merging", "minift/recipes/merge.py", "    peft.merge(model)\n", "", TEST_USING),
+    Mutant("a_new_conversation_remembers", "minift/recipes/chat.py", "            messages = list(opening)\n            print(", "            print(", TEST_USING),
+    Mutant("repeated_blocks_are_counted_once", "minift/recipes/inspect.py", "numbers = times * prod(shape)", "numbers = prod(shape)", TEST_USING),
+    Mutant("new_weights_without_the_runs_seed", PRETRAIN, "    torch.manual_seed(config.seed)\n", "", TEST_PRETRAIN),
+    Mutant("bits_and_nats_confused", PRETRAIN, " for text in valid_texts) / log(2)", " for text in valid_texts)", TEST_PRETRAIN),
+    Mutant("an_interrupted_pre_training_counts_as_done", PRETRAIN, 'return self.outcome.stopped == "interrupted"', "return False", TEST_PRETRAIN),
+    Mutant("samples_are_the_first_functions", "minift/recipes/quickstart.py", "found[i * len(found) // count]", "found[i]", "tests/recipes/test_quickstart.py"),
+    Mutant("a_quickstart_replaces_any_run", "minift/recipes/quickstart.py", 'again = verb_of(config.out) == "quickstart"', "again = True",
+           "tests/recipes/test_quickstart.py"),
+    Mutant("a_running_mean_over_too_many", "minift/recipes/report.py", "values[max(0, i + 1 - width) : i + 1]) / (i", "values[max(0, i - width) : i + 1]) / (i",
+           "tests/recipes/test_report.py"),
+    Mutant("a_checkpoint_taken_for_a_run", RUN, 'content.get("verb") if isinstance(content, dict) and isinstance(content.get("settings"), dict) else None',
+           'content.get("verb", "?") if isinstance(content, dict) else None', "tests/train/test_run.py"),
+    Mutant("a_resumed_run_may_change_its_rate", RUN, 'FREE_TO_CHANGE = {"resume",', 'FREE_TO_CHANGE = {"lr", "resume",', "tests/train/test_run.py"),
+    Mutant("steps_taken_twice_are_logged_twice", LOG, 'if line["step"] <= start]', "]", "tests/train/test_log.py"),
+    Mutant("the_time_left_counts_steps_of_the_first_start", LOG, "/ (step - self.start)", "/ step", "tests/train/test_log.py"),
+    Mutant("a_checkpoint_written_in_place", CHECKPOINT, 'aside = path.with_name(f".{path.name}.writing")', "aside = path", "tests/train/test_checkpoint.py"),
+    Mutant("a_checkpoint_that_can_run_code", CHECKPOINT, "torch.load(path, weights_only=True)", "torch.load(path, weights_only=False)", "tests/train/test_checkpoint.py"),
+    Mutant("random_numbers_start_again", CHECKPOINT, '    torch.set_rng_state(state["rng"])\n', "", "tests/train/test_checkpoint.py"),
+    Mutant("bf16_wherever_it_is_not_slower", "minift/train/precision.py", "> 1.2 * seconds", "> 1.0 * seconds", "tests/train/test_precision.py"),
+]    # fmt: skip
