@@ -31,7 +31,7 @@ from minift.evaluate.perplexity import perplexity
 from minift.files import write_text
 from minift.generate import generate
 from minift.recipes.report import draw_loss, markdown_table, terminal_table
-from minift.recipes.sft import MethodConfig, choose_parameters, refuse_too_long, tune, write_result
+from minift.recipes.sft import MethodConfig, choose_parameters, evaluate, refuse_too_long, tune, write_result
 from minift.train.run import open_run, verb_of
 
 
@@ -49,11 +49,15 @@ class Config(MethodConfig):
     """LoRA's change is scaled by alpha / r."""
     lr: float = 3e-3
     """Peak learning rate; small models take large ones."""
-    epochs: float = 3.0
+    epochs: float = 1.0
     """Passes over the training data (a part of one is fine)."""
+    max_steps: int | None = 200
+    """Stop after this many optimizer steps, if that comes first."""
+    packages: tuple[str, ...] = ("python", "numpy", "torch")
+    """Whose functions; "python" is the standard library."""
     batch_tokens: int = 2048
     """Tokens of a micro-batch, pads included."""
-    eval_every: int = 50
+    eval_every: int = 100
     """Optimizer steps between evaluations; 0: once per epoch."""
     judged: int = 250
     """Held-out functions to write summaries for."""
@@ -89,8 +93,8 @@ def run(config: Config, quiet: bool = False) -> Result:
     again = verb_of(config.out) == "quickstart"
     if not again and config.out.exists() and not (config.out.is_dir() and not any(config.out.iterdir())):
         raise InputError(f"{config.out} is in use, and not by an earlier quickstart, which alone is replaced: name another folder with --out")
-    console.print("Reading the signatures and docstrings of this Python's standard library ...")
-    train, valid, test = (pairs(split) for split in ("train", "valid", "test"))
+    console.print("Reading the signatures and docstrings of the packages on this machine ...")
+    train, valid, test = (pairs(split, config.packages) for split in ("train", "valid", "test"))
     judged = spread(test, config.judged)
     model, tokenizer = folders.load(config.model)
     train_set, valid_set, test_set = (build([as_row(pair) for pair in side], tokenizer, max_length=256)[0] for side in (train, valid, judged))
@@ -180,7 +184,7 @@ def report(config: Config, model, train: int, steps: int, judged: Sequence[Pair]
 **The question.** A language model has read this machine's docstrings, but never saw which function they belong to. Can {peft.trainable(model).trained:,}
 new numbers teach it to write the summary line of a function it has never seen, from the signature alone?
 
-**The method.** {METHODS[config.method].format(config)} {train:,} functions of the standard library to learn from,
+**The method.** {METHODS[config.method].format(config)} {train:,} functions of {", ".join(config.packages)} to learn from,
 {steps:,} steps, {seconds:.0f} seconds in all on this machine.
 
 **The judgement.** {len(judged)} functions from {len({pair.module for pair in judged})} modules that neither the base model nor this training has read.
