@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")                                  # no window: pictures go to files
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
@@ -26,7 +27,9 @@ def draw_loss(folder: Path, title: str, before: float | None = None) -> Path:
     held_out = [(m["step"], m["eval_loss"]) for m in metrics if "eval_loss" in m]
     figure, axes = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
     axes.plot(steps, losses, color=TRAIN, linewidth=0.8, label="training, each step")
-    axes.plot(steps, running_mean(losses, max(1, len(losses) // 25)), color="#2f5f8f", linewidth=1.8, label="training, running mean")
+    width = len(losses) // 25
+    if width > 1:                                      # of a short run the mean would be the curve itself
+        axes.plot(steps, running_mean(losses, width), color="#2f5f8f", linewidth=1.8, label="training, running mean")
     if before is not None:
         held_out = [(0, before), *held_out]
     if held_out:
@@ -34,6 +37,7 @@ def draw_loss(folder: Path, title: str, before: float | None = None) -> Path:
         place, value = held_out[-1]
         axes.annotate(f"{value:.2f}", (place, value), xytext=(0, 7), textcoords="offset points", ha="center", color=HELD_OUT)
     axes.set(title=title, xlabel="optimizer step", ylabel="loss, nats per token")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)

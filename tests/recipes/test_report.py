@@ -39,6 +39,12 @@ def test_a_run_without_evaluation_or_without_a_step_has_a_picture_too(drawn):
     assert drawn([], before=5.0)["held out"] == ([0], [5.0])
 
 
+def test_a_long_run_has_its_running_mean_and_a_short_one_only_its_steps(drawn):
+    lines = [{"step": step, "loss": float(step % 2)} for step in range(1, 51)]
+    assert drawn(lines)["training, running mean"][1][:3] == [1.0, 0.5, 0.5]       # over 50 / 25 = 2 steps
+    assert "training, running mean" not in drawn(lines[:49])
+
+
 def test_no_picture_stays_open(drawn):
     drawn(LINES)
     assert plt.get_fignums() == []
