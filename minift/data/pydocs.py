@@ -162,11 +162,11 @@ def pairs(split: Split, packages: Sequence[str] = ("python",)) -> list[Pair]:
 
 
 def prompt(found: Documented) -> str:
-    """How a function is shown to the model:
+    '''How a function is shown to the model: as source code whose docstring has just been opened.
 
     # asyncio.events, class AbstractEventLoop
-    def call_later(self, delay, callback, *args, context=None)
-    Summary:
-    """
+    def call_later(self, delay, callback, *args, context=None):
+        """
+    '''
     place = f"{found.module}, class {found.owner}" if found.owner else found.module
-    return f"# {place}\n{found.signature}\nSummary:"
+    return f'# {place}\n{found.signature}:\n    """'

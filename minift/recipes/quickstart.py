@@ -1,15 +1,15 @@
-"""The newcomer's first minutes: teach the bundled model to say what a Python function does, and show that it learned.
+'''The newcomer's first minutes: teach the bundled model to say what a Python function does, and show that it learned.
 
     # asyncio.locks, class Lock
-    def locked(self)
-    Summary:                            ->   Return True if lock is acquired.
+    def locked(self):
+        """                             ->   Return True if lock is acquired.
 
 The base model has read docstrings but never a signature. LoRA learns the step from one to the other, on pairs made from the
-standard library of the Python that runs this. Judged on functions of modules that neither training ever saw:
+Python packages of the machine that runs this. Judged on functions of modules that neither training ever saw:
     loss        nats per token of the true summary
     ROUGE-L     words in common with the true summary, in order (evaluate/generation.py)
     PEP 257     share of the written summaries that keep PEP 257's rules for a summary line (data/pep257.py)
-Nothing is downloaded. Proved in tests/recipes/test_quickstart.py."""
+Nothing is downloaded. Proved in tests/recipes/test_quickstart.py.'''
 
 import time
 from collections.abc import Sequence
@@ -114,7 +114,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     console.print()
     console.print(terminal_table(f"{len(judged)} functions of held-out modules", HEADER, rows))
     for pair, b, a in samples:
-        console.print(f"\n{pair.prompt.removesuffix('Summary:').rstrip()}", highlight=False, markup=False)
+        console.print(f"\n{signature(pair)}", highlight=False, markup=False)
         for name, text in (("truth", pair.summary), ("before", b), ("after", a)):
             console.print(f"  {name:<7}{text}", highlight=False, markup=False, soft_wrap=True)
     draw_loss(folder, "Does it learn something about functions it has never seen?", untrained)
@@ -130,7 +130,12 @@ def spread(found: Sequence[Pair], count: int) -> list[Pair]:
 
 
 def as_row(pair: Pair) -> Row:
-    return Row("prompt/completion", pair.module, prompt=pair.prompt, completion=" " + pair.summary)
+    return Row("prompt/completion", pair.module, prompt=pair.prompt, completion=pair.summary)
+
+
+def signature(pair: Pair) -> str:
+    """The prompt without the opened docstring."""
+    return pair.prompt.removesuffix('"""').rstrip().removesuffix(":")
 
 
 def scores(model, tokenizer, judged: Sequence[Pair], examples) -> Scores:
@@ -163,7 +168,7 @@ def side_by_side(judged: Sequence[Pair], before: Scores, after: Scores, count: i
 
 
 def samples_markdown(samples: Sequence[tuple[Pair, str, str]]) -> str:
-    cells = [(pair.prompt.splitlines()[1], pair.summary, b or "(nothing)", a or "(nothing)") for pair, b, a in samples]
+    cells = [(signature(pair).splitlines()[1], pair.summary, b or "(nothing)", a or "(nothing)") for pair, b, a in samples]
     return markdown_table(["function", "its docstring", "before", "after"], cells)
 
 
@@ -179,6 +184,7 @@ def report(config: Config, model, train: int, steps: int, judged: Sequence[Pair]
     """One page a teacher could show."""
     own = "" if config.model == "base" else f" --model {config.model}"
     use = f"--model {config.out}/model" if config.method != "lora" else f"--adapter {config.out}/adapter" + own
+    example = "$'# shop.cart, class Cart\\ndef remove_item(self, item):\\n    \"\"\"'"
     return f"""# Teaching a small model to document Python functions
 
 **The question.** A language model has read this machine's docstrings, but never saw which function they belong to. Can {peft.trainable(model).trained:,}
@@ -199,9 +205,7 @@ Loss: surprise at the true summary. ROUGE-L: words in common with it, in order. 
 
 {samples_markdown(samples)}
 
-**Try it.** `minift generate {use} --prompt "# shop.cart, class Cart
-def remove_item(self, item)
-Summary:"`
+**Try it.** `minift generate {use} --prompt {example}`
 
 Settings: [config.json](config.json). Every step: [metrics.jsonl](metrics.jsonl).
 """

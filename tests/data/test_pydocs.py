@@ -55,7 +55,7 @@ def test_reading_python_imports_nothing(tmp_path):
         ("", "A", "class A(B)", "A class."),
         ("A", "f", "def f(self, x=1) -> int", "Return x.  More."),
     ]
-    assert pydocs.prompt(found[2]) == "# m, class A\ndef f(self, x=1) -> int\nSummary:"
+    assert pydocs.prompt(found[2]) == "# m, class A\ndef f(self, x=1) -> int:\n    \"\"\""
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_package_that_is_not_installed_is_named():
 
 def test_every_prompt_holds_a_signature_python_can_parse():
     for pair in pydocs.pairs("test", PYTHON)[:100]:
-        ast.parse(pair.prompt.split("\n")[1] + ":\n    pass")
+        ast.parse(pair.prompt + pair.summary.replace("\\", "/") + '"""')
 
 
 def test_modules_come_in_a_fixed_order_and_without_tests():

@@ -48,14 +48,14 @@ def test_training_lowers_the_loss_on_functions_of_modules_it_never_saw(finished)
 
 
 def test_the_adapter_of_the_report_can_be_used_as_it_says(finished, minift, small_model):
-    status, said, _ = minift("generate", "--model", small_model, "--adapter", finished.folder / "adapter", "--prompt", "# a\ndef b()\nSummary:",
+    status, said, _ = minift("generate", "--model", small_model, "--adapter", finished.folder / "adapter", "--prompt", '# a\ndef b():\n    """',
                              "--max-new-tokens", 5)    # fmt: skip
-    assert status == 0 and said.startswith("# a\ndef b()\nSummary:") and len(said) > 24
+    assert status == 0 and said.startswith('# a\ndef b():\n    """') and len(said) > 24
 
 
 def test_an_earlier_quickstart_is_replaced_and_nothing_else_is(minift, small_model, tmp_path, monkeypatch):
     few = [pair for pair in pairs("valid") if len(pair.prompt) < 120][:8]
-    monkeypatch.setattr(quickstart, "pairs", lambda split: few)
+    monkeypatch.setattr(quickstart, "pairs", lambda split, packages: few)
     quick = ("quickstart", "--model", small_model, "--max-steps", 1, "--judged", 4, "--precision", "fp32")
     for seed in (1, 2):
         status, said, _ = minift(*quick, "--out", tmp_path / "run", "--seed", seed)
@@ -83,9 +83,9 @@ def test_the_three_sides_share_no_module():
     assert len(pairs("test")) >= 200                                               # what the judgement needs
 
 
-def test_a_row_is_the_prompt_and_the_summary_after_a_blank():
-    row = as_row(Pair("asyncio.locks", "# asyncio.locks\ndef locked(self)\nSummary:", "Return True if lock is acquired."))
-    assert (row.prompt[-8:], row.completion, row.where) == ("Summary:", " Return True if lock is acquired.", "asyncio.locks")
+def test_a_row_is_the_prompt_and_the_summary():
+    row = as_row(Pair("asyncio.locks", '# asyncio.locks\ndef locked(self):\n    """', "Return True if lock is acquired."))
+    assert (row.prompt[-9:], row.completion, row.where) == (':\n    """', "Return True if lock is acquired.", "asyncio.locks")
 
 
 def test_the_table_worked_by_hand():
@@ -99,12 +99,12 @@ def test_the_table_worked_by_hand():
 
 def test_judged_functions_are_spread_over_all_and_samples_over_the_judged():
     assert spread(list(range(10)), 4) == [0, 2, 5, 7] and spread([1, 2], 5) == [1, 2]
-    judged = [Pair("m", f"# m\ndef f{i}()\nSummary:", f"Do {i}.") for i in range(20)]
+    judged = [Pair("m", f'# m\ndef f{i}():\n    """', f"Do {i}.") for i in range(20)]
     shown = side_by_side(judged, Scores(0, 0, 0, tuple("b" * 20)), Scores(0, 0, 0, tuple(map(str, range(20)))))
     assert [after for _, _, after in shown] == ["2", "6", "10", "14", "18"]
     assert len(side_by_side(judged[:3], Scores(0, 0, 0, ("",) * 3), Scores(0, 0, 0, ("",) * 3))) == 3
 
 
 def test_an_empty_summary_is_shown_as_nothing():
-    text = samples_markdown([(Pair("m", "# m\ndef f(a | b)\nSummary:", "Do it."), "", "Done.")])
+    text = samples_markdown([(Pair("m", '# m\ndef f(a | b):\n    """', "Do it."), "", "Done.")])
     assert text.splitlines()[2] == "| def f(a \\| b) | Do it. | (nothing) | Done. |"
