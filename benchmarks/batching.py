@@ -28,8 +28,8 @@ def main() -> None:
     model, tokenizer = folders.load("base")
     peft.attach(model, peft.LoRA(rank=8, alpha=16))
     dice = random.Random(0)
-    short, _ = build([as_row(pair) for pair in dice.sample(pairs("train"), 800)], tokenizer, max_length=256)
-    texts = dice.sample([d.text for d in documented(("python",)) if d.text], 400)
+    short, _ = build([as_row(pair) for pair in dice.sample(pairs("train"), 400)], tokenizer, max_length=256)
+    texts = dice.sample([d.text for d in documented(("python",)) if d.text], 150)
     ragged = [Example(ids := tokenizer.encode(text)[:1024], [i > 0 for i in range(len(ids))]) for text in texts]
     results = {}
     for name, examples in (("pairs", short), ("docstrings", ragged)):
@@ -40,7 +40,7 @@ def main() -> None:
             "packed": micro_batches(pack(examples, longest), max(1, TOKENS // longest)),
         }
         real = sum(len(example.ids) for example in examples)
-        seconds = take_turns({kind: lambda batches=batches: epoch(model, batches) for kind, batches in systems.items()}, rounds=5)
+        seconds = take_turns({kind: lambda batches=batches: epoch(model, batches) for kind, batches in systems.items()}, rounds=3)
         faster = ratios(seconds, "shuffled, padded")
         results[name] = {
             kind: {"real_tokens_per_s": round(real / median(seconds[kind])), "speedup": round(faster[kind], 2),
