@@ -61,7 +61,7 @@ class MethodConfig(LoopConfig):
     """Where LoRA goes: "all-linear", names or ends of names such as q_proj, or one regular expression that contains a * or a |."""
     last_n: int = 1
     """Blocks that --method last trains."""
-    batching: Literal["bucketed", "packed"] = "bucketed"
+    batching: Literal["bucketed", "packed"] = "packed"
     """bucketed: similar lengths together, padded; packed: several examples per row, kept apart by the attention mask."""
     batch_tokens: int = 4096
     """Tokens of a micro-batch, pads included."""
