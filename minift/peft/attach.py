@@ -11,16 +11,23 @@ and a small module has
     file_names                                     {its parameter's name: the end of its key in adapter_model.safetensors}
     merged(base)       -> {base parameter's name: new value}; a method that cannot be merged raises InputError and says why
 
-Everything else is here and in files.py, and knows no method. One named set is active at a time: it alone is trained.
+and, only where it needs it,
+
+    file_tensors(model, small)                     of a config: its tensors' keys, where they are not one per module and parameter
+    keep_base = False                              of a config: it trains the model's own weights, so there is no base to go back to
+    penalty(), after_step(...), lr_scale           what it asks of the training loop (training.py)
+
+Everything else is here and in files.py, and knows no method. One named set is active at a time: it alone is trained. `rows` lets
+several sets answer one batch, each its own rows.
 A merge never writes into a weight. It gives the module a new one and keeps the old one aside, so the way back is exact to the bit
 in every dtype, and a weight shared with another module (tied embeddings) stays what it was there.
-Left out: several sets active at once.
+Left out: several sets active at once on the same row (combine.py makes one set of several).
 Proved in tests/peft/test_attach.py."""
 
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -36,6 +43,7 @@ class Method(Protocol):
     peft_type: str
 
     def build(self, model: nn.Module) -> dict[str, nn.Module]: ...
+    def to_file(self, model: nn.Module, small: dict[str, nn.Module]) -> dict: ...
 
 
 @dataclasses.dataclass
@@ -78,6 +86,8 @@ def put_in(model: nn.Module, method: Method, small: dict[str, nn.Module], name: 
         raise InputError(f"this model already has a set named {name!r}: peft.remove it, or choose another name")
     if state is not None and state.merged:
         raise InputError(f"the set {state.merged!r} is merged into the weights: peft.unmerge, or peft.remove it to keep the merged weights")
+    if state is not None:
+        _need_base(state, f"attaching {name!r}")
     if state is None:
         trained = {n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
         state = model._peft = State({}, {}, trained)
@@ -97,6 +107,8 @@ def switch(model: nn.Module, name: str) -> None:
     _known(state, name)
     if state.merged:
         raise InputError(f"the set {state.merged!r} is merged into the weights: peft.unmerge before switching")
+    if state.active is not None:
+        _need_base(state, f"switching to {name!r}")
     _activate(state, name)
 
 
@@ -110,6 +122,7 @@ def names(model: nn.Module) -> list[str]:
 def disabled(model: nn.Module) -> Iterator[None]:
     """Inside the block the model is its base, exactly: the reference model of DPO and PPO costs no second copy."""
     state = state_of(model)
+    _need_base(state, "peft.disabled")
     was_merged = state.merged is not None
     if was_merged:
         unmerge(model)
@@ -122,6 +135,29 @@ def disabled(model: nn.Module) -> Iterator[None]:
         _point(state)
         if was_merged:
             merge(model)
+
+
+@contextlib.contextmanager
+def rows(model: nn.Module, chosen: Sequence[str | None]) -> Iterator[None]:
+    """Inside the block row b of every batch is answered by the set chosen[b], or by the base where that is None.
+
+    Raises InputError for an unknown name (never the base instead, trap 31) and for a batch of another size."""
+    state = state_of(model)
+    for name in set(chosen) - {None}:
+        _known(state, name)
+    if state.merged or state.disabled:
+        raise InputError("peft.rows needs the sets beside the weights: not merged, and not inside peft.disabled")
+    _need_base(state, "peft.rows")
+    places = {name: torch.tensor([b for b, other in enumerate(chosen) if other == name]) for name in dict.fromkeys(chosen)}
+    for wrapper in state.wrappers.values():
+        wrapper.rows = places if any(name in wrapper.adapters for name in places) else None
+        wrapper.active = None
+    try:
+        yield
+    finally:
+        for wrapper in state.wrappers.values():
+            wrapper.rows = None
+        _point(state)
 
 
 @torch.no_grad()
@@ -199,27 +235,6 @@ def remove(model: nn.Module, name: str) -> None:
         del model._peft
 
 
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """How much of a model is trained: numbers of parameters (a tied weight counts once), and the trained ones' bytes."""
-
-    trained: int
-    total: int
-    percent: float
-    bytes: int
-
-    def __str__(self) -> str:
-        return f"{self.trained:,} of {self.total:,} parameters trained ({self.percent:.3f} %), {self.bytes:,} bytes"
-
-
-def trainable(model: nn.Module) -> Counts:
-    """Count what an optimizer would update, adapters or not."""
-    parameters = list(model.parameters())
-    chosen = [p for p in parameters if p.requires_grad]
-    trained, total = sum(p.numel() for p in chosen), sum(p.numel() for p in parameters)
-    return Counts(trained, total, 100 * trained / max(total, 1), sum(p.numel() * p.element_size() for p in chosen))
-
-
 def _activate(state: State, name: str | None) -> None:
     state.active = name
     for wrapper in state.wrappers.values():
@@ -245,6 +260,15 @@ def _say_tied(model: nn.Module, tied: bool) -> None:
         model.config = dataclasses.replace(model.config, tie_embeddings=tied)       # ours is frozen
     else:
         model.config.tie_word_embeddings = tied
+
+
+def _need_base(state: State, wanted: str) -> None:
+    own = next((name for name, method in state.sets.items() if not getattr(method, "keep_base", True)), None)
+    if own is not None:
+        raise InputError(
+            f"{wanted} needs the base model, and the set {own!r} trains the base's own weights: attach it with keep_base=True, which costs"
+            " a copy of what it trains"
+        )
 
 
 def _known(state: State, name: str) -> None:

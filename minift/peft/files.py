@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from minift.errors import InputError
 from minift.files import new_folder
 from minift.models.config import ModelConfig
-from minift.models.names import is_transposed
 from minift.peft.attach import Method, put_in, state_of
 from minift.peft.lora import LoRA
-from minift.peft.targets import is_conv1d, is_embedding, is_linear, published_names, shortest
-from minift.peft.wrapper import base_at, base_modules
+from minift.peft.targets import published_names
+from minift.peft.wrapper import base_at
 
 METHODS = {"LORA": LoRA}
 """peft_type -> config."""
@@ -39,8 +38,13 @@ INERT = {
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 
 
-def tensors(model: nn.Module, small: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """The key each parameter of the small modules has in adapter_model.safetensors."""
+def tensors(model: nn.Module, method: Method, small: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Key in adapter_model.safetensors -> the tensor it stands for, for saving and to be filled by loading.
+
+    Every parameter goes under the path of its module; a method whose files are otherwise (VeRA's shared matrices, one table of
+    virtual tokens) has file_tensors(model, small) to say so."""
+    if hasattr(method, "file_tensors"):
+        return method.file_tensors(model, small)
     names = published_names(model)
     return {
         f"{PREFIX}{names[path]}.{module.file_names[name]}": parameter
@@ -56,18 +60,14 @@ def save(model: nn.Module, folder: str | Path, name: str = "default", overwrite:
         raise InputError(f"this model has no set named {name!r}; it has {sorted(state.sets)}")
     method = state.sets[name]
     small = {path: wrapper.adapters[name] for path, wrapper in state.wrappers.items() if name in wrapper.adapters}
-    names, modules = published_names(model), base_modules(model)
-    could = [names[path] for path, module in modules.items() if is_linear(module) or is_embedding(module)]
-    ours = isinstance(getattr(model, "config", None), ModelConfig)
-    transposed = any(is_conv1d(modules[path]) or (ours and is_transposed(model.config, path)) for path in small)
     fields = {
         "peft_type": method.peft_type,
-        "task_type": "CAUSAL_LM" if ours else None,
+        "task_type": "CAUSAL_LM" if isinstance(getattr(model, "config", None), ModelConfig) else None,
         "base_model_name_or_path": base_model,
         "inference_mode": True,
-        **method.to_file(shortest([names[path] for path in small], could), transposed),
+        **method.to_file(model, small),
     }
-    stored = {key: parameter.detach().cpu().contiguous() for key, parameter in tensors(model, small).items()}
+    stored = {key: parameter.detach().cpu().contiguous() for key, parameter in tensors(model, method, small).items()}
     with new_folder(folder, overwrite) as aside:
         try:
             save_file(stored, aside / WEIGHTS, metadata={"format": "pt"})
@@ -80,7 +80,7 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> None:
     """Attach the adapter in `folder` to its base model as the set `name`, active and trainable."""
     method, found = read(folder)
     small = method.build(model)
-    wanted, own = tensors(model, small), base_tensors(model, small)
+    wanted, own = tensors(model, method, small), base_tensors(model, small)
     where = Path(folder) / WEIGHTS
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys() - own.keys())
     if missing or extra:
@@ -112,9 +112,6 @@ def read(folder: str | Path) -> tuple[Method, dict[str, Tensor]]:
     kind = fields.get("peft_type")
     if kind not in METHODS:
         raise InputError(f"{folder / CONFIG}: peft_type is {kind!r}; minift reads {', '.join(METHODS)}")
-    targets = fields.get("target_modules")
-    if not targets or not (isinstance(targets, str) or isinstance(targets, list) and all(isinstance(t, str) for t in targets)):
-        raise InputError(f"{folder / CONFIG}: target_modules is {targets!r}: it must say which modules the adapter is on")
     if fields.get("bias", "none") != "none":
         raise InputError(f"{folder / CONFIG}: bias is {fields['bias']!r}: minift does not train biases beside {kind}; only 'none' will do")
     try:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minift.errors import InputError
-from minift.peft.targets import find, is_conv1d, is_embedding, published_names
+from minift.peft.targets import find, is_conv1d, is_embedding, is_stored_transposed, published_names, read_targets, written_targets
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class LoRA:
             small[path] = LoRAEmbedding(base, rank, scale) if is_embedding(base) else LoRALinear(base, rank, scale, self.dropout)
         return small
 
-    def to_file(self, targets: list[str], transposed: bool) -> dict:
-        """The fields of adapter_config.json that are LoRA's own. transposed: the checkpoint stores its weights (K, N), as GPT-2's does."""
+    def to_file(self, model: nn.Module, small: dict[str, nn.Module]) -> dict:
+        """The fields of adapter_config.json that are LoRA's own."""
         return {
             "r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout, "use_rslora": self.rslora,
-            "target_modules": targets, "rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern,
-            "fan_in_fan_out": transposed, "bias": "none", "init_lora_weights": True,
+            "target_modules": written_targets(model, small), "rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern,
+            "fan_in_fan_out": is_stored_transposed(model, small), "bias": "none", "init_lora_weights": True,
         }  # fmt: skip
 
     @classmethod
@@ -87,7 +87,7 @@ class LoRA:
             rank=fields.pop("r", 8),
             alpha=fields.pop("lora_alpha", 8),
             dropout=fields.pop("lora_dropout", 0.0),
-            targets=fields.pop("target_modules"),
+            targets=read_targets(fields),
             rslora=fields.pop("use_rslora", False),
             rank_pattern=fields.pop("rank_pattern", None) or {},
             alpha_pattern=fields.pop("alpha_pattern", None) or {},

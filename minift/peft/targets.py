@@ -11,12 +11,15 @@ Left out: the output projection of nn.MultiheadAttention, whose weight is read w
 Proved in tests/peft/test_targets.py."""
 
 import re
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from minift.errors import InputError
+from minift.models.config import ModelConfig
+from minift.models.names import is_transposed
 from minift.peft.wrapper import Adapted, base_modules
 
 HEADS = ("head", "lm_head", "score", "classifier")
@@ -79,6 +82,27 @@ def shortest(wanted: list[str], existing: list[str]) -> list[str]:
     last = sorted({path.rsplit(".", 1)[-1] for path in wanted})
     chosen = [path for path in existing if any(named(path, name) for name in last)]
     return last if set(chosen) == set(wanted) else sorted(wanted)
+
+
+def written_targets(model: nn.Module, paths: Iterable[str]) -> list[str]:
+    """target_modules for an adapter on these of our paths, in the names of the model's files."""
+    names, modules = published_names(model), base_modules(model)
+    could = [names[path] for path, module in modules.items() if is_linear(module) or is_embedding(module)]
+    return shortest([names[path] for path in paths], could)
+
+
+def read_targets(fields: dict) -> str | list[str]:
+    """Take target_modules out of the fields of an adapter_config.json."""
+    targets = fields.pop("target_modules", None)
+    if not targets or not (isinstance(targets, str) or isinstance(targets, list) and all(isinstance(t, str) for t in targets)):
+        raise InputError(f"target_modules is {targets!r}: it must say which modules the adapter is on")
+    return targets
+
+
+def is_stored_transposed(model: nn.Module, paths: Iterable[str]) -> bool:
+    """Does a checkpoint of this model store the weights at `paths` (K, N), as GPT-2's do? peft calls that fan_in_fan_out."""
+    modules, ours = base_modules(model), isinstance(getattr(model, "config", None), ModelConfig)
+    return any(is_conv1d(modules[path]) or (ours and is_transposed(model.config, path)) for path in paths)
 
 
 def _is_head(model: nn.Module, path: str, module: nn.Module) -> bool:

@@ -5,23 +5,47 @@
 Paths are those of the bare model everywhere: "blocks.0.attention.q", adapted or not.
 Proved in tests/peft/test_attach.py and test_targets.py."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from minift.errors import InputError
 
 
 class Adapted(nn.Module):
-    """Stands where `base` stood. Its call goes to the active small module, or straight to the base."""
+    """Stands where `base` stood. Its call goes to the active small module, or straight to the base; with `rows`, row by row."""
 
     def __init__(self, base: nn.Module):
         super().__init__()
         self.base = base
         self.adapters = nn.ModuleDict()
         self.active: str | None = None
+        self.rows: dict[str | None, Tensor] | None = None
+        """Set's name (None: the base) -> the rows of the batch it answers; see attach.rows."""
         self.train(base.training)
 
     def forward(self, *inputs, **named):
+        if self.rows is not None:
+            return self._by_rows(inputs, named)
         if self.active is None:
             return self.base(*inputs, **named)
         return self.adapters[self.active](self.base, *inputs, **named)
+
+    def _by_rows(self, inputs: tuple, named: dict):
+        """Each set runs on its own rows. Where an input is more than a tensor (a block with its cache), the base runs once on all rows
+        and a set gets its rows of the answer as "the base's answer": right for the methods that only change a module's output."""
+        B = sum(len(rows) for rows in self.rows.values())
+        if not inputs or any(isinstance(i, Tensor) and len(i) != B for i in inputs):
+            found = f"a batch of {len(inputs[0])}" if inputs else "virtual tokens, which all rows of a batch share"
+            raise InputError(f"peft.rows names the sets of {B} rows, but this is {found}")
+        whole = None if all(isinstance(i, Tensor) for i in (*inputs, *named.values())) else self.base(*inputs, **named)
+        answers = {}
+        for name, rows in self.rows.items():
+            pick = lambda value: value[rows] if isinstance(value, Tensor) else value
+            mine, mine_named = [pick(i) for i in inputs], {key: pick(value) for key, value in named.items()}
+            base = self.base if whole is None else lambda *_, rows=rows, **__: whole[rows]
+            answers[name] = self.adapters[name](base, *mine, **mine_named) if name in self.adapters else base(*mine, **mine_named)
+        order = torch.cat(list(self.rows.values()))
+        return torch.cat(list(answers.values()))[order.argsort()]
 
     def __getattr__(self, name: str):
         """`layer.weight`, `layer.in_features`: whatever the wrapper has not, the base is asked for."""

@@ -106,11 +106,12 @@ def fit(
     evaluate: Callable[[], dict[str, float]] | None = None,
     resume: bool = False,
     quiet: bool = False,
+    after_step: Callable[[int, int], None] | None = None,
 ) -> Outcome:
     """Train the model's trainable parameters in place.
 
     epoch_batches(n) gives the micro-batches of epoch n, the same ones each time it is asked. evaluate() returns named values of
-    which "loss" decides what is best. Checkpoints and metrics.jsonl go to `folder`. Raises FloatingPointError at a loss that is not
+    which "loss" decides what is best. after_step(step, steps) is called while the gradients are still there. Checkpoints and metrics.jsonl go to `folder`. Raises FloatingPointError at a loss that is not
     finite, before it reaches the weights."""
     torch.manual_seed(config.seed)
     device = next(model.parameters()).device
@@ -153,8 +154,11 @@ def fit(
                 set_learning_rate(optimizers, factor)
                 for optimizer in optimizers:
                     optimizer.step()
-                    optimizer.zero_grad()
                 step += 1
+                if after_step is not None:
+                    after_step(step, steps)
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
                 log.step(step, total, config.lr * factor, norm.item(), targets)
                 if evaluate is not None and (step % eval_every == 0 or step == steps):
                     values = evaluate()

@@ -33,10 +33,16 @@ def learning_rate_factor(step: int, steps: int, warmup: int, schedule: Schedule,
 
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict]:
-    """Trainable parameters in two groups: matrices (decayed) and everything with fewer than two axes (not decayed)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [([p for p in trained if p.ndim >= 2], weight_decay), ([p for p in trained if p.ndim < 2], 0.0)]
-    return [{"params": params, "weight_decay": decay, "lr": lr, "peak_lr": lr} for params, decay in groups if params]
+    """Trainable parameters in groups: matrices (decayed) and everything with fewer than two axes (not decayed); a parameter with an
+    attribute `lr_scale` learns that many times as fast as `lr` says (LoRA+)."""
+    groups: dict[tuple[float, float], list] = {}
+    for p in model.parameters():
+        if p.requires_grad:
+            groups.setdefault((getattr(p, "lr_scale", 1.0), weight_decay if p.ndim >= 2 else 0.0), []).append(p)
+    order = sorted(groups, key=lambda key: (key[0], -key[1]))
+    return [
+        {"params": groups[scale, decay], "weight_decay": decay, "lr": lr * scale, "peak_lr": lr * scale} for scale, decay in order
+    ]
 
 
 def adamw(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> list[torch.optim.Optimizer]:

@@ -142,7 +142,7 @@ def test_gradients_equal_pefts(tmp_path):
     (model(IDS) * weigh).sum().backward()
     (their(IDS).logits * weigh).sum().backward()
     small = {path: wrapper.adapters["default"] for path, wrapper in state_of(model).wrappers.items()}
-    grads = {key: parameter.grad for key, parameter in tensors(model, small).items()}
+    grads = {key: parameter.grad for key, parameter in tensors(model, state_of(model).sets["default"], small).items()}
     compared = 0
     for name, parameter in their.named_parameters():
         if parameter.requires_grad:
