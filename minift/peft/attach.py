@@ -27,6 +27,7 @@ Proved in tests/peft/test_attach.py."""
 import contextlib
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -174,17 +175,18 @@ def merge(model: nn.Module) -> None:
     if state.disabled:
         raise InputError("inside peft.disabled the model is its base: merge before or after that block")
     new = {path: w.adapters[w.active].merged(w.base) for path, w in state.wrappers.items() if w.active}   # all, or a refusal and no change
-    owners: dict[int, int] = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    shared = False
+    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    replaced: dict[int, list[int]] = {}                            # a shared weight -> the weights it becomes, one for each place
+    made: dict[int, nn.Parameter] = {}
     for path, values in new.items():
         base = state.wrappers[path].base
         state.backup[path] = {key: getattr(base, key) for key in values}
-        shared |= any(owners[id(old)] > 1 for old in state.backup[path].values())
         for key, value in values.items():
-            setattr(base, key, nn.Parameter(value, requires_grad=False))
-    state.tie_cut = shared and _tied(model)
+            fresh = made.setdefault(id(value), nn.Parameter(value, requires_grad=False))
+            replaced.setdefault(id(state.backup[path][key]), []).append(id(fresh))
+            setattr(base, key, fresh)
+    cut = any(owners[old] != len(places) or len(set(places)) > 1 for old, places in replaced.items())
+    state.tie_cut = cut and _tied(model)
     if state.tie_cut:
         _say_tied(model, False)
     swap({wrapper: wrapper.base for wrapper in state.wrappers.values()}, model)

@@ -23,10 +23,18 @@ from minift.files import new_folder
 from minift.models.config import ModelConfig
 from minift.peft.attach import Method, put_in, state_of
 from minift.peft.lora import LoRA
+from minift.peft.own import Full, Head, LastLayers
 from minift.peft.targets import published_names
+from minift.peft.tokens import NewTokens
 from minift.peft.wrapper import base_at
 
-METHODS = {"LORA": LoRA}
+METHODS = {
+    "LORA": LoRA,
+    "TRAINABLE_TOKENS": NewTokens,
+    "FULL": Full,
+    "LAST_LAYERS": LastLayers,
+    "HEAD": Head,
+}
 """peft_type -> config."""
 
 INERT = {
@@ -67,7 +75,7 @@ def save(model: nn.Module, folder: str | Path, name: str = "default", overwrite:
         "inference_mode": True,
         **method.to_file(model, small),
     }
-    stored = {key: parameter.detach().cpu().contiguous() for key, parameter in tensors(model, method, small).items()}
+    stored = {key: tensor.detach().cpu().clone() for key, tensor in tensors(model, method, small).items()}      # shared: written twice
     with new_folder(folder, overwrite) as aside:
         try:
             save_file(stored, aside / WEIGHTS, metadata={"format": "pt"})
@@ -92,6 +100,7 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> None:
     for key, base in own.items():
         if key in found and not same(found[key], base):
             raise InputError(f"{where}: {key} is not this model's own weight, so the adapter was made for another base (or a resized one)")
+    filled: dict[int, str] = {}
     for key, parameter in wanted.items():
         if found[key].shape != parameter.shape:
             raise InputError(
@@ -100,6 +109,9 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> None:
             )
         if not found[key].isfinite().all():
             raise InputError(f"{where}: {key} contains NaN or infinity: the training that wrote it had diverged")
+        first = filled.setdefault(id(parameter), key)
+        if not torch.equal(found[key], found[first]):
+            raise InputError(f"{where}: {first} and {key} are one tensor in this model, but two in the file: the base it was made for is not tied")
         with torch.no_grad():
             parameter.copy_(found[key])
     put_in(model, method, small, name)
