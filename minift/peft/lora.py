@@ -66,6 +66,10 @@ class LoRA:
             rank, alpha = at(self.rank_pattern, names[path], self.rank), at(self.alpha_pattern, names[path], self.alpha)
             scale = alpha / math.sqrt(rank) if self.rslora else alpha / rank
             small[path] = LoRAEmbedding(base, rank, scale) if is_embedding(base) else LoRALinear(base, rank, scale, self.dropout)
+            N, K = len(small[path].B), small[path].A.shape[1]
+            if rank > min(N, K):
+                raise InputError(f"LoRA rank is {rank}, but a change of {names[path]}, {N} x {K}, has rank {min(N, K)} at most: choose a lower"
+                                 " rank, for this module alone with rank_pattern, or leave it out of the targets")    # fmt: skip
         return small
 
     def to_file(self, model: nn.Module, small: dict[str, nn.Module]) -> dict:
@@ -120,6 +124,10 @@ class LoRALinear(nn.Module):
         low = F.linear(x, self.A.to(x.dtype))                                         # (..., r); the (N, K) change is never built
         return y + F.linear(self.scale * low, self.B.to(x.dtype))                     # s on r numbers, not on N
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (r, K) and s B (N, r), in float64: the change is B A with the scale in it, which is what sets can be compared and added by."""
+        return self.A.detach().double(), self.scale * self.B.detach().double()
+
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         """W + s B A, added in float32 and rounded once."""
         change = self.scale * (self.B @ self.A)                                       # (N, K)
@@ -143,6 +151,8 @@ class LoRAEmbedding(nn.Module):
         y = base(ids)                                                                 # (..., C)
         low = F.embedding(ids, self.A.T).to(y.dtype)                                  # (..., r)
         return y + F.linear(self.scale * low, self.B.to(y.dtype))
+
+    factors = LoRALinear.factors                                                      # (r, V) and (C, r): of the transposed change
 
     def merged(self, base: nn.Embedding) -> dict[str, Tensor]:
         return {"weight": added(base.weight, self.scale * (self.B @ self.A).T)}       # (V, C)

@@ -168,6 +168,23 @@ def test_settings_that_make_no_sense_are_refused(wrong, words):
         peft.LoRA(**wrong)
 
 
+def test_a_rank_above_the_matrix_is_refused_and_the_largest_possible_one_is_not():
+    model = nn.ModuleDict({"wide": nn.Linear(9, 7), "narrow": nn.Linear(7, 3), "rows": nn.Embedding(2, 8)})
+    with pytest.raises(InputError, match="rank is 4, but a change of narrow, 3 x 7, has rank 3 at most: .* rank_pattern"):
+        peft.attach(model, peft.LoRA(rank=4))
+    with pytest.raises(InputError, match="rank is 3, but a change of rows, 8 x 2, has rank 2 at most"):
+        peft.attach(model, peft.LoRA(rank=3, targets=["rows"]))
+    assert peft.names(model) == []
+    peft.attach(model, peft.LoRA(rank=7, targets=["wide", "narrow"], rank_pattern={"narrow": 3}))
+
+
+def test_the_factors_are_the_change_with_its_scale():
+    lora = LoRALinear(nn.Linear(7, 5), rank=2, scale=-3.0)
+    nn.init.normal_(lora.B)
+    A, B = lora.factors()
+    assert A.dtype == B.dtype == torch.float64 and torch.equal(B @ A, -3 * lora.B.double() @ lora.A.double())
+
+
 def test_trap23_merging_into_an_integer_weight_is_refused():
     base = nn.Linear(4, 4)
     lora = LoRALinear(base, rank=2, scale=1.0)
