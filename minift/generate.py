@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from minift.errors import InputError
-from minift.models.cache import KVCache
 from minift.models.transformer import Transformer
 from minift.sampling import Sampling, choose, penalize, row_seeds
 from minift.tokenizer import StreamDecoder, Tokenizer
 
 
 def position_limit(model: Transformer) -> int | float:
-    """How many tokens a row can hold: learned positions end, rotary ones and ALiBi do not (though quality does)."""
-    return model.config.max_positions if model.config.position == "learned" else math.inf
+    """How many tokens of text a row can hold, virtual tokens taken off: learned positions end, rotary ones and ALiBi do not (though
+    quality does)."""
+    return model.config.max_positions - model.virtual_count() if model.config.position == "learned" else math.inf
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def steps(
     positions are used up. The model is in eval mode while this runs."""
     config, device = model.config, model.norm.weight.device
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    limit, T = position_limit(model), int(lengths.max())
+    T = int(lengths.max())
     token_ids = torch.zeros(len(prompts), T, dtype=torch.int64)                                    # (B, T), pads on the right
     seen = torch.zeros(len(prompts), config.vocab_size, dtype=torch.bool)                          # (B, V)
     for row, prompt in enumerate(prompts):
@@ -52,13 +52,14 @@ def steps(
         seen[row, token_ids[row, : len(prompt)]] = True
     lengths, token_ids, seen = lengths.to(device), token_ids.to(device), seen.to(device)
     dice = [torch.Generator().manual_seed(seed) for seed in seeds]
-    cache = KVCache(config, len(prompts), min(T + max_new_tokens, limit), model.norm.weight.dtype, device)
     rows = list(range(len(prompts)))
     was_training = model.training
     model.eval()
     try:
+        limit = position_limit(model)
+        cache = model.new_cache(len(prompts), min(T + max_new_tokens, limit))
         hidden = model.hidden(token_ids, cache=cache)                                              # (B, T, C)
-        cache.lengths = lengths                                                                    # forget the pads
+        cache.lengths = cache.virtual + lengths                                                    # forget the pads
         last = hidden[torch.arange(len(rows), device=device), lengths - 1]                         # (B, C): only these meet the head
         for step in range(max_new_tokens):
             logits = model.head(last).float()                                                      # (B, V)
@@ -67,7 +68,7 @@ def steps(
             chosen = choose(logits, sampling, dice)                                                # (B,)
             tokens = chosen.tolist()
             yield list(zip(rows, tokens))
-            full = (cache.lengths >= limit).tolist()
+            full = (cache.lengths - cache.virtual >= limit).tolist()
             going = [i for i, row in enumerate(rows) if not (tokens[i] in eos_ids or row in finished or full[i])]
             if not going or step == max_new_tokens - 1:
                 return
@@ -116,16 +117,16 @@ def generate_ids(
 
 def _check(model, prompts, max_new_tokens: int, seed, eos_ids) -> tuple[list[int], frozenset[int]]:
     """Refuse what cannot run; returns one seed per prompt and the set of end tokens."""
-    V = model.config.vocab_size
+    V, limit = model.config.vocab_size, position_limit(model)
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise InputError(f"prompt {number} is empty: the first token needs one before it, such as the tokenizer's BOS")
         if min(prompt) < 0 or max(prompt) >= V:
             found = f"token ids {min(prompt)} to {max(prompt)}"
             raise InputError(f"prompt {number} has {found}, the model knows 0 to {V - 1}: is this its tokenizer?")
-        if len(prompt) > position_limit(model):
-            found = f"{len(prompt)} tokens"
-            raise InputError(f"prompt {number} has {found}, but this model has {position_limit(model)} learned positions: shorten it")
+        if len(prompt) > limit:
+            room = f"{model.config.max_positions} learned positions" + (f", room for {limit} behind virtual tokens" if model.virtual_count() else "")
+            raise InputError(f"prompt {number} has {len(prompt)} tokens, but this model has {room}: shorten it")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}: wanted 1 or more")
     seeds = row_seeds(seed, len(prompts)) if isinstance(seed, int) else list(seed)

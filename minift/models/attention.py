@@ -5,9 +5,12 @@
 
 G query heads share one key/value head (grouped-query attention, arXiv:2305.13245). S = T without a cache, more with one.
 Who may look where is decided once per forward, in `visibility`, for all blocks together: causality, documents in one row,
-padding, a sliding window and ALiBi are all the same kind of thing, a bias on the scores.
+padding, a sliding window and ALiBi are all the same kind of thing, a bias on the scores. Keys and values of V virtual tokens
+(prefix tuning, virtual.py) may stand in front of the others: S = V + T.
 Left out: dropout on attention weights (it slows the fused kernels and no recent family uses it).
 Proved in tests/models/test_transformer.py and tests/parity/test_families.py."""
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,28 +21,49 @@ from minift.models.config import ModelConfig
 from minift.models.rope import alibi_slopes, rotate
 
 
+class Context(NamedTuple):
+    """What a block is told beside its input x (B, T, C)."""
+
+    positions: Tensor
+    """(B, T) int64, virtual tokens counted: `positions - virtual` is a token's place in its own text."""
+    rotation: tuple[Tensor, Tensor] | None = None
+    """rope.rotation's cos and sin; None without rotary positions."""
+    bias: Tensor | None = None
+    """From `visibility`; None is plain causal attention."""
+    prefix: tuple[Tensor, Tensor] | None = None
+    """This block's k and v of virtual tokens, (kv heads, V, D), where no cache holds them."""
+    cache: KVCache | None = None
+    capture: dict | None = None
+    virtual: int = 0
+    """V: how many virtual tokens stand in front of each text, whatever their kind."""
+
+
 def visibility(
-    config: ModelConfig, positions: Tensor, segments: Tensor | None, cache: KVCache | None, window: int | None, slots: int
+    config: ModelConfig, places: Tensor, segments: Tensor | None, cache: KVCache | None, window: int | None, slots: int, virtual: int = 0
 ) -> Tensor | None:
     """The bias every head of a block adds to its scores: None (plain causal), bool (B, 1, T, S), or with ALiBi float (B, H, T, S).
 
-    positions (B, T); segments (B, T) or None; slots = S. A query sees a key at or before it, in its own segment, at most
-    window - 1 tokens back. Every query sees at least itself, so no row of the softmax is empty (trap 9)."""
-    T = positions.shape[1]
-    device = positions.device
-    if cache is None:                                                  # places in the row, not positions: packing restarts those
-        query_place = torch.arange(T, device=device)[None]             # (1, T)
-    else:
-        query_place = cache.lengths[:, None] + torch.arange(T, device=device)   # (B, T): the slot each new token goes to
-    key_place = torch.arange(slots, device=device)                     # (S,)
-    back = query_place[:, :, None] - key_place                         # (B or 1, T, S): how far behind the query a key lies
-    if cache is None and segments is None and config.position != "alibi" and (window is None or window >= T):
+    places (B, T): where each query stands, counted from the first virtual token; slots = S; segments (B, T) of the queries, or None.
+    A query sees a key at or before it, in its own segment or among the V virtual tokens, at most window - 1 tokens back. Every query
+    sees at least itself, so no row of the softmax is empty (trap 9)."""
+    T, device = places.shape[1], places.device
+    if cache is None and segments is None and config.position != "alibi" and (window is None or window >= slots) and slots == T:
         return None
+    if cache is None:                                                  # slots in the row, not places: packing restarts those
+        query_slot = torch.arange(slots - T, slots, device=device)[None]           # (1, T)
+    else:
+        query_slot = cache.lengths[:, None] + torch.arange(T, device=device)       # (B, T): the slot each new token goes to
+    key_slot = torch.arange(slots, device=device)                      # (S,): the V virtual tokens come first
+    back = query_slot[:, :, None] - key_slot                           # (B or 1, T, S): how far behind the query a key lies
+    if segments is not None and virtual:                               # every packed text has them right before its own first token
+        back = torch.where(key_slot < virtual, places[:, :, None] - key_slot, back)
     seen = back >= 0
     if window is not None:
         seen = seen & (back < window)
     if segments is not None:
-        seen = seen & (segments[:, :, None] == segments[:, None, :])   # (B, T, S)
+        same = segments[:, :, None] == segments[:, None, :]            # (B, T, T)
+        same = F.pad(same, (slots - T, 0), value=True)                 # (B, T, S)
+        seen = seen & (same | (key_slot < virtual))
     seen = seen[:, None]                                               # (B, 1, T, S)
     if config.position != "alibi":
         return seen
@@ -76,20 +100,24 @@ class Attention(nn.Module):
             q, k, v = groups.split([H // K, 1, 1], dim=3)
         return tuple(part.reshape(B, T, -1, D).transpose(1, 2) for part in (q, k, v))
 
-    def forward(self, x: Tensor, rotation, bias: Tensor | None, cache: KVCache | None, capture: dict | None) -> Tensor:
-        """x (B, T, C) -> (B, T, C). `rotation` is rope.rotation's (cos, sin) or None, `bias` comes from `visibility`."""
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
         B, T, _ = x.shape
         q, k, v = self.project(x)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if rotation is not None:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)                                # (B, kv heads, S, D)
+        if context.rotation is not None:
+            q, k = rotate(q, *context.rotation), rotate(k, *context.rotation)
+        if context.prefix is not None:
+            before = [part.to(k.dtype).expand(B, -1, -1, -1) for part in context.prefix]
+            k, v = torch.cat([before[0], k], dim=2), torch.cat([before[1], v], dim=2)        # (B, kv heads, V+T, D)
+        if context.cache is not None:
+            k, v = context.cache.append(self.layer, k, v)                        # (B, kv heads, S, D)
+        bias = context.bias
         if bias is not None and bias.dtype != torch.bool:
             bias = bias.to(q.dtype)
-        if capture is not None:
-            capture[f"blocks.{self.layer}.attention.weights"] = explicit_weights(q, k, bias)
+        if context.capture is not None:
+            context.capture[f"blocks.{self.layer}.attention.weights"] = explicit_weights(q, k, bias)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=q.shape[1] != k.shape[1])
         return self.out(mixed.transpose(1, 2).reshape(B, T, -1))                 # (B, T, H D) -> (B, T, C)
 

@@ -4,6 +4,7 @@ Without it, each new token would run the whole text through the model again; wit
 Slot s of a row holds the key and value of the token at position s, so a row's length is also the position of its next token.
 Ragged prompts are padded on the RIGHT: the pads' slots lie beyond the row's length, where no query may look, and the
 following tokens overwrite them. So nothing is shifted, and no row ever has an empty view (traps 9 and 10).
+Virtual tokens (virtual.py) lie in the first V slots of every row: a row that holds n tokens of text has length V + n.
 Proved in tests/models/test_transformer.py and tests/test_generate.py."""
 
 import torch
@@ -22,6 +23,7 @@ class KVCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)   # (B,): tokens each row holds
         self.capacity = capacity
+        self.virtual = 0                                                      # V: how many of them are virtual
         self.filled = 0                                                       # slots in use by the longest row, pads included
 
     def reserve(self, new: int) -> int:
@@ -30,6 +32,15 @@ class KVCache:
         if self.filled > self.capacity:
             raise InputError(f"the KV cache has room for {self.capacity} tokens a row, {self.filled} are wanted: make a larger one")
         return self.filled
+
+    def begin(self, keys_values: list[tuple[Tensor, Tensor]]) -> None:
+        """Put virtual tokens, k and v (kv heads, V, D) for each block, into the first slots of every row; whatever was there is forgotten."""
+        self.lengths = torch.zeros_like(self.lengths)
+        self.virtual = self.reserve(keys_values[0][0].shape[1])
+        for layer, (keys, values) in enumerate(keys_values):
+            self.keys[layer][:, :, : self.virtual] = keys.to(self.keys.dtype)           # the same for all rows
+            self.values[layer][:, :, : self.virtual] = values.to(self.values.dtype)
+        self.lengths = self.lengths + self.virtual
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, kv heads, T, D) after each row's tokens; returns all keys and values so far, (B, kv heads, slots in use, D)."""

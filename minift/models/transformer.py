@@ -5,7 +5,7 @@
     logits = norm(x) headT                          (B, T, V)
 
 One class serves every family (GPT-2, LLaMA, Mistral, Qwen, Falcon, BLOOM, GPT-NeoX, Gemma): what differs is a field of ModelConfig.
-Three doors lead in: token ids or ready-made embeddings (prompt tuning), and a KV cache (generation, prefix tuning).
+Four doors lead in: token ids or ready-made embeddings, a KV cache (generation), and `virtual` (prompt and prefix tuning, virtual.py).
 `capture={}` collects named intermediates for a lesson; the normal path never computes them.
 Left out: encoders and experts (not yet needed), cross-attention.
 Proved in tests/models/test_transformer.py; equal to transformers in tests/parity/test_families.py."""
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minift.errors import InputError
-from minift.models.attention import Attention, visibility
+from minift.models.attention import Attention, Context, visibility
 from minift.models.cache import KVCache
 from minift.models.config import ModelConfig
 from minift.models.families import module_names
 from minift.models.rope import rotation
+from minift.models.virtual import NoVirtual, Virtual
 
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
 
@@ -71,18 +72,18 @@ class Block(nn.Module):
         self.norm2 = None if config.shared_norm else make_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotation, bias: Tensor | None, cache: KVCache | None, capture: dict | None) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:                             # (B, T, C) -> (B, T, C)
         drop = lambda y: F.dropout(y, self.dropout, self.training) if self.dropout else y
         normed = self.norm1(x)                                                            # (B, T, C)
-        attended = drop(self.attention(normed, rotation, bias, cache, capture))
+        attended = drop(self.attention(normed, context))
         if self.parallel:                                                                 # both read the same x
             x = x + attended + drop(self.mlp(normed if self.norm2 is None else self.norm2(x)))
         else:
             x = x + attended
             x = x + drop(self.mlp(self.norm2(x)))
-        if capture is not None:
-            capture[f"blocks.{self.layer}.attention"] = attended
-            capture[f"blocks.{self.layer}.hidden"] = x
+        if context.capture is not None:
+            context.capture[f"blocks.{self.layer}.attention"] = attended
+            context.capture[f"blocks.{self.layer}.hidden"] = x
         return x
 
 
@@ -99,6 +100,7 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, C), freeze=False)                     # (V, C)
         learned = config.position == "learned"
         self.positions = nn.Embedding.from_pretrained(torch.empty(config.max_positions, C), freeze=False) if learned else None
+        self.virtual = NoVirtual()                                                      # virtual tokens come in here
         self.embed_norm = make_norm(config) if config.embed_norm else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = make_norm(config)
@@ -128,20 +130,49 @@ class Transformer(nn.Module):
         capture: dict | None = None,
     ) -> Tensor:
         """The stream after the last norm, (B, T, C): `forward` without the head. Same arguments."""
-        config = self.config
         x = self.embed(token_ids) if embeds is None else embeds                         # (B, T, C)
         B, T, _ = x.shape
         if cache is not None and segments is not None:
             raise InputError("a KV cache holds one text per row: pass segments or a cache, not both")
-        if positions is None:
-            positions = self._positions(B, T, segments, cache, x.device)                # (B, T)
-        slots = T if cache is None else cache.reserve(T)                                # S
-        if config.embed_scale != 1.0:
-            x = x * torch.tensor(config.embed_scale, dtype=x.dtype)                     # rounded to x's dtype, as Gemma does
+        if cache is not None and not cache.lengths.any():
+            self._begin(cache)
+        if self.config.embed_scale != 1.0:
+            x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype)                # rounded to x's dtype, as Gemma does
+        virtual = self.virtual() if cache is None else None                             # a cache holds them already
+        V = cache.virtual if cache is not None else virtual.count if virtual is not None else 0
+        places = self._places(B, T, V, segments, cache, x.device)                       # (B, T)
+        positions = places if positions is None else positions
+        if virtual is None or virtual.embeds is None:
+            prefix = None if virtual is None else virtual.keys_values
+            return self.norm(self._blocks(x, places, positions, segments, V, prefix, cache, capture))
+        self._refuse_shared_stretch(places, segments)
+        before = torch.arange(V, device=x.device).expand(B, V)
+        x = torch.cat([virtual.embeds.to(x.dtype).expand(B, V, -1), x], dim=1)          # (B, V + T, C)
+        places, positions = torch.cat([before, places], dim=1), torch.cat([before, positions], dim=1)
+        segments = None if segments is None else F.pad(segments, (V, 0), value=-1)      # which number is all the same: all may see them
+        return self.norm(self._blocks(x, places, positions, segments, V, None, None, capture)[:, V:])
+
+    def _blocks(
+        self,
+        x: Tensor,
+        places: Tensor,
+        positions: Tensor,
+        segments: Tensor | None,
+        virtual: int,
+        prefix: list[tuple[Tensor, Tensor]] | None,
+        cache: KVCache | None,
+        capture: dict | None,
+    ) -> Tensor:
+        """Embedded tokens, virtual ones among them -> the stream before the last norm, (B, T, C) both."""
+        config, T = self.config, x.shape[1]
+        slots = T + (virtual if prefix is not None else 0) if cache is None else cache.reserve(T)                 # S
         if self.positions is not None:
             longest = int(positions.max()) + 1                                          # packed rows may be longer than a text
             if longest > config.max_positions:
-                raise InputError(f"this model has {config.max_positions} learned positions, the text has {longest} tokens: shorten it")
+                behind = f" and {virtual} virtual ones before them" if virtual else ""
+                raise InputError(
+                    f"this model has {config.max_positions} learned positions, the text has {longest - virtual} tokens{behind}: shorten it"
+                )
             x = x + self.positions(positions)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
@@ -150,13 +181,16 @@ class Transformer(nn.Module):
         if capture is not None:
             capture["embed"] = x
         turns = rotation(config, positions, segments) if config.position == "rope" else None
-        biases = {w: visibility(config, positions, segments, cache, w, slots) for w in {config.window(i) for i in range(config.layers)}}
+        windows = {config.window(layer) for layer in range(config.layers)}
+        biases = {w: visibility(config, places, segments, cache, w, slots, virtual) for w in windows}
+        recompute = self.checkpointing and torch.is_grad_enabled() and cache is None    # a cache must not be written twice (trap 33)
         for layer, block in enumerate(self.blocks):
-            inputs = (x, turns, biases[config.window(layer)], cache, capture)
-            x = checkpoint(block, *inputs, use_reentrant=False) if self.checkpointing and torch.is_grad_enabled() else block(*inputs)
+            own = None if prefix is None else prefix[layer]
+            context = Context(positions, turns, biases[config.window(layer)], own, cache, capture, virtual)
+            x = checkpoint(block, x, context, use_reentrant=False) if recompute else block(x, context)
         if cache is not None:
             cache.lengths = cache.lengths + T
-        return self.norm(x)
+        return x
 
     def forward(
         self,
@@ -172,19 +206,61 @@ class Transformer(nn.Module):
 
         token_ids (B, T) int64, or embeds (B, T, C) instead. segments (B, T) int: a token sees only its own segment of the row and
         positions restart at 0 in each; this is packing, and padding too (pads are one more segment). positions (B, T) override
-        the counted ones. cache: the tokens follow those it holds and are added to it. capture: a dict to be filled with
-        "embed", "blocks.N.attention.weights" (B, H, T, S), "blocks.N.attention" and "blocks.N.hidden" (B, T, C)."""
+        the counted ones, which begin at V behind V virtual tokens. cache: the tokens follow those it holds and are added to it.
+        capture: a dict to be filled with "embed", "blocks.N.attention.weights" (B, H, T, S), "blocks.N.attention" and "blocks.N.hidden"
+        (B, T, C); virtual tokens come first in S, and those of prompt tuning in T too."""
         return self.head(self.hidden(token_ids, embeds=embeds, positions=positions, segments=segments, cache=cache, capture=capture))
 
-    def _positions(self, B: int, T: int, segments: Tensor | None, cache: KVCache | None, device) -> Tensor:
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache with room for `capacity` tokens of text in each row; the virtual tokens, if there are any, lie in it already."""
+        weight = self.norm.weight
+        cache = KVCache(self.config, batch, capacity + self.virtual_count(), weight.dtype, weight.device)
+        self._begin(cache)
+        return cache
+
+    @torch.no_grad()
+    def virtual_count(self) -> int:
+        """V: how many virtual tokens stand in front of each text; 0 without a method that has them."""
+        virtual = self.virtual()
+        return 0 if virtual is None else virtual.count
+
+    @torch.no_grad()
+    def _begin(self, cache: KVCache) -> None:
+        """Put the virtual tokens into a cache that holds no text. They are the same in every row, so embeddings are run as one row."""
+        virtual = self.virtual()
+        cache.virtual = 0
+        if virtual is None:
+            return
+        keys_values, V = virtual.keys_values, virtual.count
+        if keys_values is None:
+            weight = self.norm.weight
+            one, places = KVCache(self.config, 1, V, weight.dtype, weight.device), torch.arange(V, device=weight.device)[None]
+            self._blocks(virtual.embeds[None].to(weight.dtype), places, places, None, V, None, one, None)
+            keys_values = [(keys[0], values[0]) for keys, values in zip(one.keys, one.values)]
+        cache.begin(keys_values)
+
+    def _places(self, B: int, T: int, virtual: int, segments: Tensor | None, cache: KVCache | None, device) -> Tensor:
+        """(B, T): how many tokens of its own text, and virtual ones, stand before each token."""
         place = torch.arange(T, device=device)
         if cache is not None:
             return cache.lengths[:, None] + place
         if segments is None:
-            return place.expand(B, T)
+            return (virtual + place).expand(B, T)
         starts = torch.ones_like(segments, dtype=torch.bool)
         starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
-        return place - torch.where(starts, place, 0).cummax(dim=1).values               # distance to the segment's first token
+        return virtual + place - torch.where(starts, place, 0).cummax(dim=1).values     # distance to the segment's first token
+
+    def _refuse_shared_stretch(self, places: Tensor, segments: Tensor | None) -> None:
+        """Texts of one row share the virtual tokens, which "dynamic" rotary scaling would turn otherwise for each length of text."""
+        scaling = self.config.rope_scaling
+        if segments is None or scaling is None or scaling.kind != "dynamic":
+            return
+        trained = scaling.original_max_positions or self.config.max_positions
+        if int(places.max()) >= trained:
+            raise InputError(
+                f"dynamic rotary scaling turns virtual tokens by the length of the text, and packed or padded texts of more than {trained}"
+                " tokens (virtual ones included) would share them: shorten the texts, or run them one by one without segments"
+            )
 
     def module_names(self) -> dict[str, str]:
         """Our module paths -> the paths the family's Hugging Face checkpoints and adapters use."""

@@ -198,7 +198,7 @@ def test_query_heads_share_their_group_s_key_head():
     x = torch.randn(1, 5, 24, generator=torch.Generator().manual_seed(3))
     q, k, v = layer.project(x)
     full = torch.nn.functional.scaled_dot_product_attention(q, k[:, [0, 0, 0, 1, 1, 1]], v[:, [0, 0, 0, 1, 1, 1]], is_causal=True)
-    near(layer(x, None, None, None, None), layer.out(full.transpose(1, 2).reshape(1, 5, 24)))
+    near(layer(x, attention.Context(torch.arange(5)[None])), layer.out(full.transpose(1, 2).reshape(1, 5, 24)))
 
 
 def test_joined_and_grouped_rows_worked_by_hand():
@@ -216,7 +216,7 @@ def test_joined_and_grouped_rows_worked_by_hand():
 def test_parallel_blocks_read_the_same_stream():
     block, seen = model("falcon_40b").blocks[0], {}
     x = torch.randn(1, 3, 24, generator=torch.Generator().manual_seed(3))
-    out = block(x, None, None, None, seen)
+    out = block(x, attention.Context(torch.arange(3)[None], capture=seen))
     near(out, x + seen["blocks.0.attention"] + block.mlp(block.norm2(x)))
 
 

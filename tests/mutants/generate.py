@@ -25,7 +25,7 @@ MUTANTS = [
     ),
     Mutant(
         name="pads_stay_in_the_cache", file="minift/generate.py", test=GENERATE,
-        old="cache.lengths = lengths ", new="assert lengths is not None ",
+        old="cache.lengths = cache.virtual + lengths ", new="assert lengths is not None ",
     ),
     Mutant(
         name="first_token_read_off_a_pad", file="minift/generate.py", test=GENERATE,

@@ -55,22 +55,22 @@ MUTANTS = [
     Mutant(
         name="packed_documents_see_each_other",
         file="minift/models/attention.py",
-        old="(segments[:, :, None] == segments[:, None, :])   # (B, T, S)",
-        new="(segments[:, :, None] >= segments[:, None, :])",
+        old="segments[:, :, None] == segments[:, None, :] ",
+        new="segments[:, :, None] >= segments[:, None, :] ",
         test="tests/models/test_transformer.py",
     ),
     Mutant(
         name="packed_positions_run_on",
         file="minift/models/transformer.py",
-        old="if segments is None:\n            return place.expand(B, T)",
-        new="if True:\n            return place.expand(B, T)",
+        old="if segments is None:\n            return (virtual + place)",
+        new="if True:\n            return (virtual + place)",
         test="tests/models/test_transformer.py",
     ),
     Mutant(
         name="ragged_cache_rows_share_one_place",
         file="minift/models/attention.py",
-        old="query_place = cache.lengths[:, None] + torch.arange(T, device=device)",
-        new="query_place = cache.lengths.max() + torch.zeros_like(cache.lengths)[:, None] + torch.arange(T, device=device)",
+        old="query_slot = cache.lengths[:, None] + torch.arange(T, device=device)",
+        new="query_slot = cache.lengths.max() + torch.zeros_like(cache.lengths)[:, None] + torch.arange(T, device=device)",
         test="tests/models/test_transformer.py",
     ),
     Mutant(
@@ -83,7 +83,7 @@ MUTANTS = [
     Mutant(
         name="embedding_scale_forgotten",
         file="minift/models/transformer.py",
-        old="if config.embed_scale != 1.0:",
+        old="if self.config.embed_scale != 1.0:",
         new="if False:",
         test="tests/models/test_transformer.py",
     ),
