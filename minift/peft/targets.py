@@ -11,7 +11,7 @@ Left out: the output projection of nn.MultiheadAttention, whose weight is read w
 Proved in tests/peft/test_targets.py."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 from torch import nn
@@ -41,33 +41,48 @@ def is_embedding(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
 
 
+def is_norm(module: nn.Module) -> bool:
+    """LayerNorm or RMSNorm, torch's or a model's own (LlamaRMSNorm, T5LayerNorm), with a gain to train."""
+    named = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or re.search("(Layer|RMS)_?Norm", type(module).__name__)
+    return bool(named) and {"weight"} <= {name for name, _ in module.named_parameters()} <= {"weight", "bias"}
+
+
+def takes_lora(module: nn.Module) -> bool:
+    return is_linear(module) or is_embedding(module)
+
+
 def published_names(model: nn.Module) -> dict[str, str]:
     """Our path -> the path used in files: the family's Hugging Face path if the model knows one, else its own."""
     known = model.module_names() if hasattr(model, "module_names") else {}
     return {path: known.get(path, path) for path in base_modules(model)}
 
 
-def find(model: nn.Module, targets: str | list[str] | tuple[str, ...]) -> dict[str, nn.Module]:
-    """Path -> module for every linear and embedding that `targets` names; InputError if one of them names none."""
+def find(
+    model: nn.Module,
+    targets: str | list[str] | tuple[str, ...],
+    fits: Callable[[nn.Module], bool] = takes_lora,
+    kind: str = "linear or embedding",
+) -> dict[str, nn.Module]:
+    """Path -> module for every module of this kind (where `fits`) that `targets` names; InputError if one of them names none."""
     modules, names = base_modules(model), published_names(model)
-    choices = {path: module for path, module in modules.items() if is_linear(module) or is_embedding(module)}
+    choices = {path: module for path, module in modules.items() if fits(module)}
     if targets == "all-linear":
         found = {path: module for path, module in choices.items() if is_linear(module) and not _is_head(model, path, module)}
-        return found or _nothing("'all-linear'", {}, names)
+        return found or _nothing("'all-linear'", {}, names, kind)
     if isinstance(targets, str):
         try:
             pattern = re.compile(targets)
         except re.error as error:
             raise InputError(f"targets {targets!r} is not a regular expression ({error}); to name modules, give a list") from None
         found = {path: module for path, module in choices.items() if pattern.fullmatch(path) or pattern.fullmatch(names[path])}
-        return found or _nothing(f"the pattern {targets!r}", choices, names)
+        return found or _nothing(f"the pattern {targets!r}", choices, names, kind)
     if not targets:
         raise InputError("targets is an empty list: name at least one module, or say 'all-linear'")
     wanted = {}
     for target in targets:
         paths = [path for path in choices if named(path, target) or named(names[path], target)]
         if not paths:
-            _nothing(repr(target), choices, names)
+            _nothing(repr(target), choices, names, kind)
         wanted.update(dict.fromkeys(paths))
     return {path: module for path, module in choices.items() if path in wanted}     # in the model's order, whatever the list's
 
@@ -84,10 +99,10 @@ def shortest(wanted: list[str], existing: list[str]) -> list[str]:
     return last if set(chosen) == set(wanted) else sorted(wanted)
 
 
-def written_targets(model: nn.Module, paths: Iterable[str]) -> list[str]:
-    """target_modules for an adapter on these of our paths, in the names of the model's files."""
+def written_targets(model: nn.Module, paths: Iterable[str], fits: Callable[[nn.Module], bool] = takes_lora) -> list[str]:
+    """target_modules for an adapter on these of our paths, in the names of the model's files; `fits`: what a reader could take."""
     names, modules = published_names(model), base_modules(model)
-    could = [names[path] for path, module in modules.items() if is_linear(module) or is_embedding(module)]
+    could = [names[path] for path, module in modules.items() if fits(module)]
     return shortest([names[path] for path in paths], could)
 
 
@@ -112,13 +127,13 @@ def _is_head(model: nn.Module, path: str, module: nn.Module) -> bool:
     return path in HEADS
 
 
-def _nothing(what: str, choices: dict[str, nn.Module], names: dict[str, str]):
+def _nothing(what: str, choices: dict[str, nn.Module], names: dict[str, str], kind: str):
     """Raise, showing what could have been meant: block numbers folded, near names first."""
     if not choices:
-        raise InputError(f"targets {what}: this model has no linear or embedding an adapter could go on")
+        raise InputError(f"targets {what}: this model has no {kind} an adapter could go on")
     fold = lambda path: re.sub(r"\.\d+(?=\.|$)", ".N", path)
     shown = sorted({fold(path) if names[path] == path else f"{fold(path)} ({fold(names[path])})" for path in choices})
     last = {path.rsplit(".", 1)[-1] for path in choices} | {names[path].rsplit(".", 1)[-1] for path in choices}
     near = get_close_matches(what.strip("'"), sorted(last), n=3)
     hint = f"; near names: {', '.join(near)}" if near else ""
-    raise InputError(f"targets {what} matches no linear or embedding of this model{hint}. It has: {', '.join(shown)}")
+    raise InputError(f"targets {what} matches no {kind} of this model{hint}. It has: {', '.join(shown)}")

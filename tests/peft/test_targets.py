@@ -6,7 +6,7 @@ from torch import nn
 
 from minift import peft
 from minift.errors import InputError
-from minift.peft.targets import find, shortest
+from minift.peft.targets import find, is_norm, shortest, written_targets
 from tests.peft.small import gpt2, llama
 
 
@@ -101,3 +101,17 @@ def test_a_linear_used_in_two_places_is_adapted_in_both():
     torch.testing.assert_close(model(x), model[0](once.tanh()))
     peft.remove(model, "default")
     assert model[0] is shared and model[2] is shared
+
+
+def test_a_method_may_take_another_kind_of_module():
+    model = nn.ModuleDict({"norm": nn.LayerNorm(3), "bare": nn.LayerNorm(3, elementwise_affine=False), "v": nn.Linear(3, 3), "g": nn.GroupNorm(1, 3)})
+    assert [name for name, module in model.items() if is_norm(module)] == ["norm"]     # no gain, nothing to train
+    assert list(find(model, ["norm"], is_norm, "norm")) == ["norm"]
+    with pytest.raises(InputError, match="targets 'v' matches no norm of this model. It has: norm$"):
+        find(model, ["v"], is_norm, "norm")
+    assert sum(is_norm(module) for module in llama().modules()) == sum(is_norm(module) for module in gpt2(norm_offset=0.0).modules()) == 5
+    assert sum(is_norm(module) for module in llama(norm_offset=1.0, qk_norm=True).modules()) == 9
+    adapted = llama()
+    peft.attach(adapted, peft.LoRA(rank=1, targets=["q", "v"]))
+    assert written_targets(adapted, ["norm"], is_norm) == ["norm"]
+    assert written_targets(adapted, ["blocks.0.norm1", "blocks.1.norm1"], is_norm) == ["input_layernorm"]
