@@ -14,6 +14,7 @@ and a small module has
 and, only where it needs it,
 
     file_tensors(model, small)                     of a config: its tensors' keys, where they are not one per module and parameter
+    check(model, small)                            of a config: refuses what a file may hold but no new set should (a rank above the matrix)
     keep_base = False                              of a config: it trains the model's own weights, so there is no base to go back to
     penalty(), after_step(...), lr_scale           what it asks of the training loop (training.py)
 
@@ -35,7 +36,7 @@ import torch
 from torch import nn
 
 from minift.errors import InputError
-from minift.peft.wrapper import Adapted, base_at, swap
+from minift.peft.wrapper import Adapted, base_at, base_modules, swap
 
 
 class Method(Protocol):
@@ -75,14 +76,17 @@ def state_of(model: nn.Module) -> State:
 
 def attach(model: nn.Module, method: Method, name: str = "default") -> None:
     """Freeze the model and give it the small modules of `method`, as the set `name`, active and trainable."""
-    put_in(model, method, method.build(model), name)
+    small = method.build(model)
+    if hasattr(method, "check"):
+        method.check(model, small)
+    put_in(model, method, small, name)
 
 
 def put_in(model: nn.Module, method: Method, small: dict[str, nn.Module], name: str) -> None:
     """Insert ready-made small modules ({path: module}); nothing is changed if anything is refused."""
     state = model.__dict__.get("_peft")
     if not re.fullmatch(r"[\w-]+", name) or hasattr(nn.ModuleDict(), name):
-        raise InputError(f"{name!r} cannot name a set of adapters: use letters, digits, _ and -")
+        raise InputError(f"{name!r} cannot name a set of adapters: use letters, digits, _ and -, and no word of PyTorch's own (train, half)")
     if state is not None and name in state.sets:
         raise InputError(f"this model already has a set named {name!r}: peft.remove it, or choose another name")
     if state is not None and state.merged:
@@ -175,7 +179,7 @@ def merge(model: nn.Module) -> None:
     if state.disabled:
         raise InputError("inside peft.disabled the model is its base: merge before or after that block")
     new = {path: w.adapters[w.active].merged(w.base) for path, w in state.wrappers.items() if w.active}   # all, or a refusal and no change
-    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    owners = Counter(id(p) for module in base_modules(model).values() for p in module.parameters(recurse=False))
     replaced: dict[int, list[int]] = {}                            # a shared weight -> the weights it becomes, one for each place
     made: dict[int, nn.Parameter] = {}
     for path, values in new.items():

@@ -2,17 +2,17 @@
 
     loss = - (1 / targets) sum over answer tokens t of log p(token_t | question, answer so far)
 
-Three ways, chosen with --method, differ only in which parameters train:
-    lora      small matrices beside every linear (minift/peft/lora.py); the result is an adapter of a few per cent of the size
-    full      every parameter; the result is a new checkpoint
-    last      the last --last-n blocks, the final norm and an untied head (the classic cheap baseline)
+Which numbers train is chosen with --method (recipes/methods.py; `minift methods` lists them): small matrices beside every linear
+(lora, the default), virtual tokens, biases, adapters ..., whose result is an adapter of a few per cent of the model's size; or the
+model's own weights (full, last, head), whose result is a new checkpoint.
 Rows come from files of any known format (minift/data/sources.py). Some are held out by a hash of their question, and the loss on
 them is measured before, during and after.
 Batches hold examples of similar length (--batching bucketed) or several examples to a row (packed); docs/batching.md has the
 measurement behind the default. Proved in tests/recipes/test_sft.py. Left out: preferences and rewards (other recipes)."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -32,35 +32,36 @@ from minift.files import new_folder, write_text
 from minift.generate import generate, position_limit
 from minift.losses.sft import next_token
 from minift.models.transformer import Transformer
+from minift.peft.training import after_step, penalty
 from minift.recipes.loading import use_template
+from minift.recipes.methods import FLAGS, METHODS, method_config
 from minift.recipes.report import draw_loss, markdown_table
 from minift.tokenizer import Tokenizer
 from minift.train.loop import LoopConfig, Outcome, fit
 from minift.train.precision import autocast
 from minift.train.run import open_run
 
-Method = Literal["lora", "full", "last"]
-OPTIONS_OF: dict[Method, tuple[str, ...]] = {"lora": ("rank", "alpha", "lora_dropout", "targets"), "last": ("last_n",)}
-
-
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig(LoopConfig):
     """What of the model trains, and in what batches."""
 
-    method: Method = "lora"
-    """lora: an adapter on the frozen model; full: every weight; last: the last blocks only."""
-    lr: float = 5e-4
-    """Peak learning rate. Full fine-tuning of a large model wants about a tenth of this."""
-    rank: int = 8
-    """r of LoRA."""
-    alpha: float = 16.0
-    """LoRA's change is scaled by alpha / r."""
+    method: Literal[*METHODS] = "lora"
+    """How it is fine-tuned; `minift methods` says what each is and takes."""
+    lr: float | None = None
+    """Peak learning rate; none: the method's own (`minift methods`). Large models want a smaller one, full fine-tuning a tenth of LoRA's."""
+    rank: int | None = None
+    """r of the low-rank methods; none: the method's own."""
+    alpha: float | None = None
+    """A low-rank change is scaled by alpha / r; none: the method's own."""
     lora_dropout: float = 0.0
-    """On the input of the LoRA branch, while training."""
-    targets: tuple[str, ...] = ("all-linear",)
-    """Where LoRA goes: "all-linear", names or ends of names such as q_proj, or one regular expression that contains a * or a |."""
+    """On the input of the method's branch, while training."""
+    targets: tuple[str, ...] = ()
+    """Where the method goes: "all-linear", names or ends of names such as q_proj, or one regular expression that contains a * or a |;
+    none: the method's own choice."""
     last_n: int = 1
     """Blocks that --method last trains."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Any other option of the method, as FIELD VALUE pairs: --options length 20 projection true."""
     batching: Literal["bucketed", "packed"] = "packed"
     """bucketed: similar lengths together, padded; packed: several examples per row, kept apart by the attention mask."""
     batch_tokens: int = 4096
@@ -117,7 +118,8 @@ class Result:
 
 
 def run(config: Config, quiet: bool = False) -> Result:
-    if config.method != "lora" and config.dtype != "float32":
+    config = with_rate(config)
+    if METHODS[config.method].whole and config.dtype != "float32":
         raise InputError(f"--method {config.method} trains the weights themselves: pass --dtype float32, {config.dtype} cannot resolve its small steps")
     rows = read(config.data, columns=config.columns)
     if config.eval_data:
@@ -132,7 +134,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     train_set, report = build(train_rows, tokenizer, **making)
     valid_set, valid_report = build(valid_rows, tokenizer, **making)
     refuse_too_long([*train_set, *valid_set], model)
-    choose_parameters(model, config)
+    choose_parameters(model, config, tokenizer)
     folder = open_run(config.out, "sft", config, config.overwrite, config.resume)
     say = (lambda text: None) if quiet else print
     say(describe(report, valid_report))
@@ -140,7 +142,8 @@ def run(config: Config, quiet: bool = False) -> Result:
     askable = ((row, prompt_ids(row, tokenizer)) for row in valid_rows if row.format != "text")
     asked = list(islice(((row, ids) for row, ids in askable if len(ids) < position_limit(model)), config.samples))
     answer = lambda: generate(model, tokenizer, [ids for _, ids in asked], max_new_tokens=config.new_tokens) if asked else []
-    before, said_before = perplexity(model, valid_set), answer()
+    with as_base(model, config):
+        before, said_before = perplexity(model, valid_set), answer()
     outcome = tune(model, train_set, valid_set, config, folder, quiet, config.resume)
     after, said_after = perplexity(model, valid_set), answer()
 
@@ -159,34 +162,37 @@ def tune(
     if not quiet:
         print(f"{config.method}: {peft.trainable(model)}")
     measure = lambda: {"loss": evaluate(model, valid_set, config)}
-    return fit(model, batches(train_set, config), loss, config, folder, measure, resume, quiet)
+    tell = lambda step, steps: after_step(model, step, steps)
+    return fit(model, batches(train_set, config), loss, config, folder, measure, resume, quiet, tell)
 
 
-def choose_parameters(model: Transformer, config: MethodConfig) -> None:
-    """Freeze what is not to train; with LoRA, attach it under the name "default". A new adapter changes nothing yet.
+def choose_parameters(model: Transformer, config: MethodConfig, tokenizer: Tokenizer | None = None) -> None:
+    """Freeze what is not to train and attach the method under the name "default".
 
     Raises InputError if an option of another method was given: it would be without effect."""
-    defaults = {field.name: field.default for field in fields(config)}
-    for method, names in OPTIONS_OF.items():
-        given = [name for name in names if method != config.method and getattr(config, name) != defaults[name]]
-        if given:
-            raise InputError(f"--{given[0].replace('_', '-')} is an option of --method {method}, not of {config.method}: leave it out")
-    if config.optimizer == "muon" and config.method == "lora":
-        raise InputError("--optimizer muon is for whole weight matrices, and LoRA trains thin ones: take adamw")
+    entry, defaults = METHODS[config.method], {field.name: field.default for field in fields(config)}
+    if config.optimizer == "muon" and config.method != "full":
+        raise InputError(f"--optimizer muon is for whole weight matrices, and --method {config.method} trains others: take adamw")
+    given = {name: getattr(config, name) for name in FLAGS}
+    if given["targets"]:
+        one = given["targets"][0] if len(given["targets"]) == 1 else ""
+        given["targets"] = one if one == "all-linear" or set(one) & set("*|") else given["targets"]
+    known = entry.fields()
+    chosen = {name: v for name, v in given.items() if v not in (None, ()) and (FLAGS[name] in known or v != defaults[name])}
     torch.manual_seed(config.seed)
-    if config.method == "lora":
-        one = config.targets[0] if len(config.targets) == 1 else ""
-        targets = one if one == "all-linear" or set(one) & set("*|") else config.targets
-        peft.attach(model, peft.LoRA(rank=config.rank, alpha=config.alpha, dropout=config.lora_dropout, targets=targets))
-    if config.method == "last":
-        if not 1 <= config.last_n <= len(model.blocks):
-            raise InputError(f"--last-n {config.last_n}: the model has {len(model.blocks)} blocks, choose 1 to {len(model.blocks)}")
-        model.requires_grad_(False)
-        last: list[nn.Module] = [*model.blocks[-config.last_n :], model.norm]
-        if not model.config.tie_embeddings:
-            last.append(model.head)
-        for module in last:
-            module.requires_grad_(True)
+    peft.attach(model, method_config(config.method, chosen, config.options, tokenizer))
+
+
+def with_rate(config: MethodConfig) -> MethodConfig:
+    """The same settings, with the method's own learning rate if none was given."""
+    return replace(config, lr=METHODS[config.method].lr) if config.lr is None else config
+
+
+@contextlib.contextmanager
+def as_base(model: Transformer, config: MethodConfig) -> Iterator[None]:
+    """The model as it was before anything was attached. Methods that train its own weights start there."""
+    with contextlib.nullcontext() if METHODS[config.method].whole else peft.disabled(model):
+        yield
 
 
 def refuse_too_long(examples: Sequence[Example], model: Transformer) -> None:
@@ -197,7 +203,9 @@ def refuse_too_long(examples: Sequence[Example], model: Transformer) -> None:
 
 
 def loss(model: nn.Module, batch: Batch):
-    return next_token(model(batch.token_ids, segments=batch.segments), batch.token_ids, batch.loss_mask)
+    total, targets = next_token(model(batch.token_ids, segments=batch.segments), batch.token_ids, batch.loss_mask)
+    asked = penalty(model)
+    return (total if asked is None else total + asked * targets), targets
 
 
 def batches(examples: Sequence[Example], config: MethodConfig) -> Callable[[int], Sequence[Batch]]:
@@ -225,12 +233,14 @@ def evaluate(model: Transformer, examples: Sequence[Example], config: MethodConf
 
 def write_result(model: Transformer, tokenizer: Tokenizer, config: MethodConfig, folder: Path, base: str) -> Path:
     """The adapter, or the whole model, in Hugging Face's layout."""
-    if config.method == "lora":
+    if not METHODS[config.method].whole:
         with new_folder(folder / "adapter", overwrite=True) as aside:
             peft.save(model, aside, base_model=base)
             if tokenizer.chat_template:                         # an adapter works with the template it was trained with only
                 write_text(aside / "chat_template.jinja", tokenizer.chat_template)
         return folder / "adapter"
+    peft.merge(model)
+    peft.remove(model, "default")
     folders.save(model, tokenizer, folder / "model", overwrite=True)
     return folder / "model"
 

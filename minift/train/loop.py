@@ -72,7 +72,7 @@ class LoopConfig:
         """Refuse numbers that no run could mean."""
         least = {"lr": 0, "accumulate": 1, "warmup": 0, "weight_decay": 0, "clip": 0, "eval_every": 0, "patience": 0, "save_every": 0}
         for name, smallest in least.items():
-            if not getattr(self, name) >= smallest:
+            if getattr(self, name) is not None and not getattr(self, name) >= smallest:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}: wanted {smallest} or more")
         if not 0 < self.epochs < math.inf or (self.max_steps is not None and self.max_steps < 1):
             raise InputError(f"--epochs {self.epochs:g}, --max-steps {self.max_steps}: wanted at least one step")

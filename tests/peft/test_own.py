@@ -107,8 +107,10 @@ def test_without_a_copy_the_models_own_numbers_train_and_what_needs_the_base_is_
         with peft.disabled(model):
             pass
     with pytest.raises(InputError, match="attaching 'b' needs the base model"):
-        peft.attach(model, peft.LoRA(), "b")
+        peft.attach(model, peft.LoRA(rank=2), "b")
     after = model(IDS)
+    peft.merge(model)
+    assert torch.equal(model(IDS), after) and model.head.weight is model.embed.weight and model.config.tie_embeddings
     peft.remove(model, "default")
     assert torch.equal(model(IDS), after) and type(model.blocks[0].attention.q) is nn.Linear
 
