@@ -8,8 +8,10 @@
 B starts at zero, so step 0 is the pretrained model exactly. Merging adds s B A to W: same function, no extra cost.
 An embedding is a linear on one-hot rows: row t of the table E (V, C) gets s (B A)T[t], with A (r, V) zero at the start instead.
 rsLoRA (Kalajdzievski 2023, arXiv:2312.03732) is s = alpha / sqrt(r), which keeps the size of the step when r grows.
+LoRA+ (Hayou et al. 2024, arXiv:2402.12354) lets B learn `lr_ratio` times as fast as A: from zero, and at one rate for both, B moves too
+little in a wide model. It is a matter of training, so it is in no file.
 A and B stay float32 whatever the base is (steps of 1e-4 would vanish in bf16); the two products run in the dtype of x.
-Left out: dropout on token ids, convolutions, a bias on B.
+Left out: dropout on token ids, convolutions, a bias on B, LoRA+'s separate rate for embeddings.
 Proved in tests/peft/test_lora.py; equal to Hugging Face peft in tests/parity/test_peft_lora.py."""
 
 import math
@@ -42,6 +44,8 @@ class LoRA:
     """Another rank for some modules: a regular expression for the end of the file path -> rank. The first that matches counts."""
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     """Another alpha, likewise."""
+    lr_ratio: float = 1.0
+    """LoRA+'s lambda: B's learning rate over A's. The paper recommends 16, with A's rate a little lower than LoRA's; 1 is LoRA."""
 
     peft_type = "LORA"
 
@@ -59,18 +63,29 @@ class LoRA:
                 raise InputError(f"{end!r} in a rank or alpha pattern is not a regular expression: {error}") from None
         if not 0 <= self.dropout < 1:
             raise InputError(f"LoRA dropout is {self.dropout!r}: it must be at least 0 and below 1")
+        if not (math.isfinite(self.lr_ratio) and self.lr_ratio > 0):
+            raise InputError(f"lr_ratio is {self.lr_ratio!r}: B learns that many times as fast as A, so it must be finite and above 0")
 
     def build(self, model: nn.Module) -> dict[str, nn.Module]:
         names, small = published_names(model), {}
         for path, base in find(model, self.targets).items():
             rank, alpha = at(self.rank_pattern, names[path], self.rank), at(self.alpha_pattern, names[path], self.alpha)
-            scale = alpha / math.sqrt(rank) if self.rslora else alpha / rank
-            small[path] = LoRAEmbedding(base, rank, scale) if is_embedding(base) else LoRALinear(base, rank, scale, self.dropout)
-            N, K = len(small[path].B), small[path].A.shape[1]
+            small[path] = self.module(base, rank, alpha / math.sqrt(rank) if self.rslora else alpha / rank)
+            small[path].B.lr_scale = self.lr_ratio
+        return small
+
+    def module(self, base: nn.Module, rank: int, scale: float) -> nn.Module:
+        """What is put beside one linear or embedding."""
+        return LoRAEmbedding(base, rank, scale) if is_embedding(base) else LoRALinear(base, rank, scale, self.dropout)
+
+    def check(self, model: nn.Module, small: dict[str, nn.Module]) -> None:
+        """Refuse a rank that no change can have. Only for a new set: a file may hold one, and it still means something."""
+        names = published_names(model)
+        for path, module in small.items():
+            (rank, K), N = module.A.shape, len(module.B)
             if rank > min(N, K):
                 raise InputError(f"LoRA rank is {rank}, but a change of {names[path]}, {N} x {K}, has rank {min(N, K)} at most: choose a lower"
                                  " rank, for this module alone with rank_pattern, or leave it out of the targets")    # fmt: skip
-        return small
 
     def to_file(self, model: nn.Module, small: dict[str, nn.Module]) -> dict:
         """The fields of adapter_config.json that are LoRA's own."""
@@ -84,6 +99,9 @@ class LoRA:
     def from_file(cls, fields: dict) -> "LoRA":
         """From the fields of an adapter_config.json; takes out (pops) those it understands, so that the caller can refuse the rest."""
         start = fields.pop("init_lora_weights", True)
+        if start == "loftq":
+            raise InputError("init_lora_weights is 'loftq': A and B make up for the error of a base rounded to 4 bits, and minift has no 4-bit"
+                             " weights yet")    # fmt: skip
         if start not in (True, False, None, "gaussian", "eva", "orthogonal"):
             raise InputError(f"init_lora_weights is {start!r}: that start changes the base too. Convert the adapter to plain LoRA first")
         fields.pop("fan_in_fan_out", None)                  # how the base is stored; A and B are the same either way
@@ -122,7 +140,7 @@ class LoRALinear(nn.Module):
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         low = F.linear(x, self.A.to(x.dtype))                                         # (..., r); the (N, K) change is never built
-        return y + F.linear(self.scale * low, self.B.to(x.dtype))                     # s on r numbers, not on N
+        return plus(y, low, self.B, self.scale)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (r, K) and s B (N, r), in float64: the change is B A with the scale in it, which is what sets can be compared and added by."""
@@ -149,13 +167,19 @@ class LoRAEmbedding(nn.Module):
 
     def forward(self, base: nn.Embedding, ids: Tensor) -> Tensor:                     # (...) -> (..., C)
         y = base(ids)                                                                 # (..., C)
-        low = F.embedding(ids, self.A.T).to(y.dtype)                                  # (..., r)
-        return y + F.linear(self.scale * low, self.B.to(y.dtype))
+        low = F.embedding(ids, self.A.T)                                              # (..., r)
+        return plus(y, low, self.B, self.scale)
 
     factors = LoRALinear.factors                                                      # (r, V) and (C, r): of the transposed change
 
     def merged(self, base: nn.Embedding) -> dict[str, Tensor]:
         return {"weight": added(base.weight, self.scale * (self.B @ self.A).T)}       # (V, C)
+
+
+def plus(y: Tensor, low: Tensor, B: Tensor, scale: float) -> Tensor:
+    """y + scale low BT in one matrix product, which starts from y instead of zero: no (..., N) intermediate, no pass to add it."""
+    N, r = B.shape
+    return torch.addmm(y.reshape(-1, N), low.to(y.dtype).reshape(-1, r), B.to(y.dtype).T, alpha=scale).view_as(y)
 
 
 def added(weight: Tensor, change: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ MUTANTS = [
     Mutant(
         name="lora_scale_forgotten",
         file=LORA,
-        old="F.linear(self.scale * low, self.B.to(x.dtype))",
-        new="F.linear(low, self.B.to(x.dtype))",
+        old="B.to(y.dtype).T, alpha=scale)",
+        new="B.to(y.dtype).T)",
         test="tests/peft/test_lora.py",
     ),
     Mutant(

@@ -6,9 +6,10 @@ from torch import nn
 
 from minift import peft
 from minift.errors import InputError
+from minift.peft.attach import put_in
 from minift.peft.lora import LoRAEmbedding, LoRALinear
+from minift.train.optim import adamw, parameter_groups
 from tests.peft.small import filled
-
 
 
 def test_lora_worked_by_hand():
@@ -159,6 +160,8 @@ def test_autocast_gives_the_low_precision_result_and_full_precision_gradients():
         (dict(alpha=0), "alpha is 0"),
         (dict(alpha=float("nan")), "alpha is nan"),
         (dict(dropout=1.0), "dropout is 1.0"),
+        (dict(lr_ratio=0), "lr_ratio is 0"),
+        (dict(lr_ratio=float("inf")), "lr_ratio is inf"),
         (dict(rank_pattern={"q": 0}), "rank is 0"),
         (dict(alpha_pattern={"(": 1}), "not a regular expression"),
     ],
@@ -176,6 +179,42 @@ def test_a_rank_above_the_matrix_is_refused_and_the_largest_possible_one_is_not(
         peft.attach(model, peft.LoRA(rank=3, targets=["rows"]))
     assert peft.names(model) == []
     peft.attach(model, peft.LoRA(rank=7, targets=["wide", "narrow"], rank_pattern={"narrow": 3}))
+
+
+def test_a_file_may_hold_a_rank_above_the_matrix(tmp_path):
+    model, x = nn.Sequential(nn.Linear(7, 3)), torch.randn(2, 7)
+    method = peft.LoRA(rank=5)                                              # as of Hugging Face peft on a classifier of three classes
+    put_in(model, method, method.build(model), "default")
+    after = filled(model)(x)
+    peft.save(model, tmp_path / "adapter")
+    peft.remove(model, "default")
+    peft.load(model, tmp_path / "adapter")
+    assert torch.equal(model(x), after)
+
+
+def test_lora_plus_lets_b_learn_faster_and_leaves_no_trace_in_the_file(tmp_path):
+    model = nn.ModuleDict({"up": nn.Linear(6, 5), "rows": nn.Embedding(7, 4)})
+    peft.attach(model, peft.LoRA(rank=2, targets=["up", "rows"], lr_ratio=16))
+    groups = {group["lr"]: group["params"] for group in parameter_groups(model, lr=0.01, weight_decay=0.0)}
+    assert sorted(groups) == [0.01, 0.16]
+    assert [p.shape for p in groups[0.16]] == [(5, 2), (4, 2)] and [p.shape for p in groups[0.01]] == [(2, 6), (2, 7)]
+    peft.save(model, tmp_path / "adapter")
+    assert "16" not in (tmp_path / "adapter" / "adapter_config.json").read_text()
+    plain = nn.ModuleDict({"up": nn.Linear(6, 5), "rows": nn.Embedding(7, 4)})
+    peft.attach(plain, peft.LoRA(rank=2, targets=["up", "rows"]))
+    assert [group["lr"] for group in parameter_groups(plain, lr=0.01, weight_decay=0.0)] == [0.01]
+
+
+def test_lora_plus_moves_b_sixteen_times_as_far():             # Adam's first step is lr whatever the size of the gradient
+    model = nn.Sequential(nn.Linear(6, 5))
+    peft.attach(model, peft.LoRA(rank=2, lr_ratio=16))
+    lora = filled(model)[0].adapters["default"]
+    before = {name: p.detach().clone() for name, p in lora.named_parameters()}
+    (optimizer,) = adamw(model, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.999))
+    (model(torch.randn(3, 6)) * torch.randn(3, 5)).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close((lora.A - before["A"]).abs(), torch.full((2, 6), 0.001), rtol=1e-3, atol=0)
+    torch.testing.assert_close((lora.B - before["B"]).abs(), torch.full((5, 2), 0.016), rtol=1e-3, atol=0)
 
 
 def test_the_factors_are_the_change_with_its_scale():
