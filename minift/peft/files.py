@@ -24,12 +24,18 @@ from minift.models.config import ModelConfig
 from minift.peft.attach import Method, put_in, state_of
 from minift.peft.lora import LoRA
 from minift.peft.own import Full, Head, LastLayers
+from minift.peft.prefix import Prefix
+from minift.peft.prompt import Prompt
+from minift.peft.ptuning import PTuning
 from minift.peft.targets import published_names
 from minift.peft.tokens import NewTokens
 from minift.peft.wrapper import base_at
 
 METHODS = {
     "LORA": LoRA,
+    "PREFIX_TUNING": Prefix,
+    "PROMPT_TUNING": Prompt,
+    "P_TUNING": PTuning,
     "TRAINABLE_TOKENS": NewTokens,
     "FULL": Full,
     "LAST_LAYERS": LastLayers,
