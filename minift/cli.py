@@ -14,7 +14,8 @@ from minift.errors import InputError
 
 VERBS = {
     "quickstart": "fine-tune the bundled model on this machine's own Python, in minutes, and show what it learned",
-    "sft": "supervised fine-tuning on your data: full, LoRA, or the last blocks only",
+    "sft": "supervised fine-tuning on your data, with any of the methods",
+    "methods": "the fine-tuning methods: what each trains, and its options",
     "pretrain": "train a tokenizer and a small model from scratch on text",
     "generate": "continue prompts",
     "chat": "talk to a model in the terminal",

@@ -1,18 +1,24 @@
 """The methods by name, as --method takes them: which config, with which defaults, at which learning rate; and how one is put on a model.
 
-`minift methods` prints them; `minift methods NAME` one with all its options. Options that several methods share have flags of their own
+`minift methods` prints them; `minift methods NAME` one with all its options. This module is that verb too. Options that several methods share have flags of their own
 (--rank, --alpha, --lora-dropout, --targets, --last-n); every other field of a method's config is set with --options FIELD VALUE.
 Proved in tests/recipes/test_methods.py."""
 
 import dataclasses
+import inspect
 import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tyro
+from rich.console import Console
 
 from minift import peft
 from minift.errors import InputError
+from minift.recipes.report import terminal_table
 from minift.tokenizer import Tokenizer
 
 
@@ -22,6 +28,8 @@ class Entry:
 
     config: type
     """Its config dataclass in minift/peft/."""
+    idea: str
+    """What trains, in a line."""
     lr: float
     """Peak learning rate when none is given; found on the bundled model with `minift compare`."""
     paper: str
@@ -29,11 +37,6 @@ class Entry:
     """Fields that differ from the config's own defaults under this name."""
     whole: bool = False
     """The result is a whole checkpoint, not an adapter."""
-
-    @property
-    def idea(self) -> str:
-        """The first sentence of the config's docstring."""
-        return (self.config.__doc__ or "").strip().split("\n")[0]
 
     def fields(self) -> dict[str, Any]:
         """Every option with its default; `...` where there is none."""
@@ -44,12 +47,15 @@ class Entry:
         return {**out, **self.defaults}
 
 
+KEPT = dict(keep_base=False)
 METHODS = {
-    "full": Entry(peft.Full, 3e-4, "the baseline", dict(keep_base=False), whole=True),
-    "last": Entry(peft.LastLayers, 1e-3, "the baseline", dict(keep_base=False), whole=True),
-    "head": Entry(peft.Head, 3e-3, "the baseline", whole=True),
-    "tokens": Entry(peft.NewTokens, 3e-3, "the baseline"),
-    "lora": Entry(peft.LoRA, 5e-4, "Hu et al. 2021, arXiv:2106.09685"),
+    "full": Entry(peft.Full, "every weight of the model", 3e-4, "the baseline", KEPT, whole=True),
+    "last": Entry(peft.LastLayers, "the last blocks, the final norm and an untied head", 1e-3, "Houlsby et al. 2019, section 3.4", KEPT, whole=True),
+    "head": Entry(peft.Head, "the output head on a frozen body", 3e-3, "feature extraction", whole=True),
+    "tokens": Entry(peft.NewTokens, "the embeddings of a few tokens", 3e-3, "new words only"),
+    "lora": Entry(peft.LoRA, "a low-rank change to every linear", 5e-4, "Hu et al. 2021, arXiv:2106.09685"),
+    "rslora": Entry(peft.LoRA, "LoRA, scaled by alpha / sqrt(r)", 5e-4, "Kalajdzievski 2023, arXiv:2312.03732", dict(rslora=True)),
+    "lora+": Entry(peft.LoRA, "LoRA whose B learns 16 times as fast", 2e-4, "Hayou et al. 2024, arXiv:2402.12354", dict(lr_ratio=16.0)),
 }
 """--method NAME -> entry."""
 
@@ -122,11 +128,36 @@ def _ids_field(known: Mapping[str, Any]) -> str | None:
 
 def field_docs(config: type) -> dict[str, str]:
     """Field -> the docstring under it, read from the source."""
-    import inspect
-
     docs: dict[str, str] = {}
     for home in reversed([c for c in config.__mro__ if dataclasses.is_dataclass(c)]):
         for name, doc in re.findall(r'\n    (\w+): [^\n]+\n    """(.*?)"""', inspect.getsource(home), re.S):
             docs[name] = " ".join(doc.split())
     return docs
 
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The fine-tuning methods: what each one trains, and what it takes."""
+
+    name: Annotated[str, tyro.conf.Positional] = ""
+    """One method, with all its options; empty: all methods."""
+
+
+def run(config: Config) -> None:
+    console = Console()
+    if not config.name:
+        rows = [[name, entry.idea, entry.paper, f"{entry.lr:g}"] for name, entry in METHODS.items()]
+        console.print(terminal_table("minift sft --method NAME", ["name", "what trains", "paper", "learning rate"], rows, left=3))
+        console.print("`minift methods NAME` lists a method's options.")
+        return
+    if config.name not in METHODS:
+        near = ", ".join(get_close_matches(config.name, METHODS, n=3))
+        raise InputError(f"there is no method {config.name!r}{'; near names: ' + near if near else ''}. There are {', '.join(METHODS)}")
+    entry, docs = METHODS[config.name], field_docs(METHODS[config.name].config)
+    console.print(f"{config.name}: {entry.idea} ({entry.paper})\n", highlight=False)
+    flags = {field: "--" + flag.replace("_", "-") for flag, field in FLAGS.items()}
+    rows = []
+    for field, default in entry.fields().items():
+        rows.append([flags.get(field, f"--options {field}"), "needed" if default is ... else repr(default), docs.get(field, "")])
+    console.print(terminal_table(f"minift sft --method {config.name} --lr {entry.lr:g} ...", ["option", "default", ""], rows, left=3))

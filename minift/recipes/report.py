@@ -58,11 +58,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(clean(cell) for cell in line) + " |" for line in lines)
 
 
-def terminal_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """The same table for the terminal; numbers to the right."""
+def terminal_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
+    """The same table for the terminal; behind the first `left` columns stand numbers, to the right."""
     table = Table(title=escape(title), title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     for place, name in enumerate(header):
-        table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
+        table.add_column(name, justify="left" if place < left else "right", overflow="fold")
     for row in rows:
         table.add_row(*[escape(str(cell)) for cell in row])
     return table

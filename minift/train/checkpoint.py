@@ -1,6 +1,6 @@
 """Stopping and going on: everything the next optimizer step depends on, in one file.
 
-    state = step, trained parameters, optimizer states, random-number state, the best score so far
+    state = step, trained parameters and their modules' buffers, optimizer states, random-number state, the best score so far
 
 Written aside, synced and renamed (minift/files.py has the same rule for folders), so a kill at any moment leaves the old file.
 Read with `weights_only=True`: a checkpoint is data and can run no code. Proved in tests/train/test_checkpoint.py."""
@@ -19,11 +19,23 @@ def trained_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
+def running_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """name -> persistent buffer of the modules that train: what they count beside learning (AdaLoRA's averages)."""
+    return {
+        f"{path}.{name}": buffer
+        for path, module in model.named_modules()
+        if any(p.requires_grad for p in module.parameters(recurse=False))
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }
+
+
 def write(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, best: float | None, bad: int) -> None:
     """Replace the checkpoint file at `path` by this state; `bad` counts the evaluations since the best one."""
     state = {
         "step": step,
         "parameters": trained_parameters(model),
+        "buffers": running_buffers(model),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "rng": torch.get_rng_state(),
         "best": best,
@@ -48,7 +60,7 @@ def read(path: Path) -> dict:
     """A state written by `write`. Raises InputError if it is not one."""
     try:
         state = torch.load(path, weights_only=True)
-        if not isinstance(state, dict) or not {"step", "parameters", "optimizers", "rng", "best", "bad"} <= state.keys():
+        if not isinstance(state, dict) or not {"step", "parameters", "buffers", "optimizers", "rng", "best", "bad"} <= state.keys():
             raise EOFError("it holds something else")
         return state
     except FileNotFoundError:
@@ -61,6 +73,11 @@ def read(path: Path) -> dict:
 def restore(state: dict, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
     """Put model, optimizers and random numbers back to where `state` was written."""
     load_parameters(model, state["parameters"])
+    own, saved = running_buffers(model), state["buffers"]
+    if {name: b.shape for name, b in own.items()} != {name: b.shape for name, b in saved.items()}:
+        raise InputError(f"the checkpoint holds {len(saved)} running averages, this run {len(own)} or others: use the same settings")
+    for name, buffer in own.items():
+        buffer.copy_(saved[name])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     torch.set_rng_state(state["rng"])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from minift.errors import InputError
-from minift.train.checkpoint import load_parameters, read, restore, trained_parameters, write
+from minift.train.checkpoint import load_parameters, read, restore, running_buffers, trained_parameters, write
 
 
 def trainer(seed=0):
@@ -123,3 +123,25 @@ def test_other_parameters_or_shapes_are_refused_and_nothing_is_copied():
         with pytest.raises(InputError, match=text):
             load_parameters(model, change)
         assert all(torch.equal(a, b) for a, b in zip(before, model.parameters())), text
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(2))
+        self.register_buffer("seen", torch.zeros(2))
+        self.register_buffer("table", torch.zeros(2), persistent=False)
+
+
+def test_running_averages_of_what_trains_come_back_and_others_are_refused(tmp_path):
+    model = nn.ModuleDict({"counting": Counting(), "frozen": Counting().requires_grad_(False)})
+    optimizers = [torch.optim.AdamW([model["counting"].w])]
+    model["counting"].seen += 3
+    assert set(running_buffers(model)) == {"counting.seen"}
+    write(tmp_path / "last.pt", model, optimizers, 1, best=None, bad=0)
+    model["counting"].seen.zero_()
+    restore(read(tmp_path / "last.pt"), model, optimizers)
+    assert model["counting"].seen.tolist() == [3, 3]
+    model["counting"].register_buffer("more", torch.zeros(1))
+    with pytest.raises(InputError, match="holds 1 running averages, this run 2 or others"):
+        restore(read(tmp_path / "last.pt"), model, optimizers)
