@@ -1,35 +1,23 @@
 '''The newcomer's first minutes: teach the bundled model to say what a Python function does, and show that it learned.
 
-    # asyncio.locks, class Lock
-    def locked(self):
-        """                             ->   Return True if lock is acquired.
-
 The base model has read docstrings but never a signature. LoRA learns the step from one to the other, on pairs made from the
-Python packages of the machine that runs this. Judged on functions of modules that neither training ever saw:
-    loss        nats per token of the true summary
-    ROUGE-L     words in common with the true summary, in order (evaluate/generation.py)
-    PEP 257     share of the written summaries that keep PEP 257's rules for a summary line (data/pep257.py)
-Nothing is downloaded. Proved in tests/recipes/test_quickstart.py.'''
+Python packages of the machine that runs this. Judged on functions of modules that neither training ever saw; the task and its three
+measures are in recipes/docstrings.py. Nothing is downloaded. Proved in tests/recipes/test_quickstart.py.'''
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 from rich.console import Console
 
 from minift import folder as folders
 from minift import peft
-from minift.data.examples import build, prompt_ids
-from minift.data.pep257 import is_pep257
+from minift.data.examples import build
 from minift.data.pydocs import Pair, pairs
-from minift.data.sources import Row
 from minift.errors import InputError
-from minift.evaluate.generation import rouge_l
-from minift.evaluate.perplexity import perplexity
 from minift.files import write_text
-from minift.generate import generate
+from minift.recipes.docstrings import Scores, as_row, scores, signature, spread
 from minift.recipes.report import draw_loss, markdown_table, terminal_table
 from minift.recipes.sft import MethodConfig, choose_parameters, evaluate, refuse_too_long, tune, write_result
 from minift.train.run import open_run, verb_of
@@ -64,19 +52,6 @@ class Config(MethodConfig):
 
 
 @dataclass(frozen=True)
-class Scores:
-    """One column of the before/after table."""
-
-    loss: float
-    """Nats per token."""
-    rouge_l: float
-    pep257: float
-    """Share, 0 to 1."""
-    written: tuple[str, ...]
-    """The summaries themselves."""
-
-
-@dataclass(frozen=True)
 class Result:
     before: Scores
     after: Scores
@@ -103,51 +78,26 @@ def run(config: Config, quiet: bool = False) -> Result:
     folder = open_run(config.out, "quickstart", config, overwrite=again)
     console.print(f"{len(train)} functions to learn from, {len(judged)} of {len({p.module for p in judged})} held-out modules to judge by\n")
 
-    before = scores(model, tokenizer, judged, test_set)
+    rows = [as_row(pair) for pair in judged]
+    before = scores(model, tokenizer, rows, test_set)
     untrained = evaluate(model, valid_set, config)
     outcome = tune(model, train_set, valid_set, config, folder, quiet)
-    after = scores(model, tokenizer, judged, test_set)
+    after = scores(model, tokenizer, rows, test_set)
     written = write_result(model, tokenizer, config, folder, base=config.model)
 
     seconds = time.perf_counter() - began
-    rows, samples = table(before, after), side_by_side(judged, before, after)
+    changes, samples = table(before, after), side_by_side(judged, before, after)
     console.print()
-    console.print(terminal_table(f"{len(judged)} functions of held-out modules", HEADER, rows))
+    console.print(terminal_table(f"{len(judged)} functions of held-out modules", HEADER, changes))
     for pair, b, a in samples:
         console.print(f"\n{signature(pair)}", highlight=False, markup=False)
         for name, text in (("truth", pair.summary), ("before", b), ("after", a)):
             console.print(f"  {name:<7}{text}", highlight=False, markup=False, soft_wrap=True)
     draw_loss(folder, "Does it learn something about functions it has never seen?", untrained)
     write_text(folder / "samples.md", "# Five held-out functions\n\n" + samples_markdown(samples) + "\n")
-    write_text(folder / "report.md", report(config, model, len(train), outcome.steps, judged, rows, samples, seconds))
+    write_text(folder / "report.md", report(config, model, len(train), outcome.steps, judged, changes, samples, seconds))
     console.print(f"\nDone in {seconds:.0f} s. Report: {folder / 'report.md'}   Result: {written}", highlight=False, soft_wrap=True)
     return Result(before, after, seconds, folder, outcome.stopped == "interrupted")
-
-
-def spread(found: Sequence[Pair], count: int) -> list[Pair]:
-    """`count` of them at even distances, so that all modules are represented."""
-    return [found[i * len(found) // count] for i in range(count)] if len(found) > count else list(found)
-
-
-def as_row(pair: Pair) -> Row:
-    return Row("prompt/completion", pair.module, prompt=pair.prompt, completion=pair.summary)
-
-
-def signature(pair: Pair) -> str:
-    """The prompt without the opened docstring."""
-    return pair.prompt.removesuffix('"""').rstrip().removesuffix(":")
-
-
-def scores(model, tokenizer, judged: Sequence[Pair], examples) -> Scores:
-    """Loss on the true summaries, then write summaries greedily and judge those: what is judged is the first line with text in it."""
-    prompts = [prompt_ids(as_row(pair), tokenizer) for pair in judged]
-    written = [text.strip().split("\n")[0] for text in generate(model, tokenizer, prompts, max_new_tokens=40)]
-    return Scores(
-        loss=perplexity(model, examples).nats_per_token,
-        rouge_l=fmean(rouge_l(text, pair.summary) for text, pair in zip(written, judged)),
-        pep257=fmean(is_pep257(text) for text in written),
-        written=tuple(written),
-    )
 
 
 HEADER = ["", "before", "after", "change"]

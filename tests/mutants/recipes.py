@@ -33,7 +33,7 @@ MUTANTS = [
     Mutant("new_weights_without_the_runs_seed", PRETRAIN, "    torch.manual_seed(config.seed)\n", "", TEST_PRETRAIN),
     Mutant("bits_and_nats_confused", PRETRAIN, " for text in valid_texts) / log(2)", " for text in valid_texts)", TEST_PRETRAIN),
     Mutant("an_interrupted_pre_training_counts_as_done", PRETRAIN, 'return self.outcome.stopped == "interrupted"', "return False", TEST_PRETRAIN),
-    Mutant("samples_are_the_first_functions", "minift/recipes/quickstart.py", "found[i * len(found) // count]", "found[i]", "tests/recipes/test_quickstart.py"),
+    Mutant("samples_are_the_first_functions", "minift/recipes/docstrings.py", "found[i * len(found) // count]", "found[i]", "tests/recipes/test_quickstart.py"),
     Mutant("a_quickstart_replaces_any_run", "minift/recipes/quickstart.py", 'again = verb_of(config.out) == "quickstart"', "again = True",
            "tests/recipes/test_quickstart.py"),
     Mutant("a_running_mean_over_too_many", "minift/recipes/report.py", "values[max(0, i + 1 - width) : i + 1]) / (i", "values[max(0, i - width) : i + 1]) / (i",
