@@ -56,6 +56,10 @@ METHODS = {
     "lora": Entry(peft.LoRA, "a low-rank change to every linear", 5e-4, "Hu et al. 2021, arXiv:2106.09685"),
     "rslora": Entry(peft.LoRA, "LoRA, scaled by alpha / sqrt(r)", 5e-4, "Kalajdzievski 2023, arXiv:2312.03732", dict(rslora=True)),
     "lora+": Entry(peft.LoRA, "LoRA whose B learns 16 times as fast", 2e-4, "Hayou et al. 2024, arXiv:2402.12354", dict(lr_ratio=16.0)),
+    "prefix": Entry(peft.Prefix, "keys and values of virtual tokens in every layer, through an MLP", 3e-3, "Li and Liang 2021, arXiv:2101.00190"),
+    "prompt": Entry(peft.Prompt, "embeddings of virtual tokens in front of the text", 3e-2, "Lester et al. 2021, arXiv:2104.08691", dict(length=20)),
+    "p-tuning": Entry(peft.PTuning, "virtual tokens made by a small LSTM or MLP", 3e-3, "Liu et al. 2021, arXiv:2103.10385"),
+    "p-tuning-v2": Entry(peft.PTuningV2, "virtual tokens in every layer, without an MLP", 1e-2, "Liu et al. 2021, arXiv:2110.07602"),
 }
 """--method NAME -> entry."""
 
@@ -80,6 +84,7 @@ def method_config(name: str, flags: Mapping[str, Any], options: Mapping[str, str
         field = key.replace("-", "_")
         if field in ("init_text", "tokens") and tokenizer is not None and (target := _ids_field(known)):
             chosen[target] = tuple(tokenizer.encode(text, add_special_tokens=False))
+            chosen |= {"init": "text"} if "init" in known else {}
         elif field not in known:
             raise InputError(f"--options {key}: the method {name} has no such option; it has {', '.join(sorted(known)) or 'none'}")
         else:
