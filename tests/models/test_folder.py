@@ -15,6 +15,7 @@ from minift.errors import InputError
 from minift.models import folder as folders
 from minift.models.config import ModelConfig
 from minift.models.folder import read_config, read_model, write_model
+from minift.models.parameters import Parameters
 from minift.models.transformer import Transformer
 from tests.models.small import CONFIGS, SHAPE, model, tokens
 
@@ -315,3 +316,12 @@ def test_loading_peaks_at_the_model_and_a_slice(big, dtype):
     command = [sys.executable, "-c", MEASURE, str(big), dtype]
     ratio = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert ratio < {"float32": 1.15, "bfloat16": 1.3}[dtype]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_parameters_are_those_of_the_model_read_one_at_a_time(name, tmp_path):
+    before = model(name)
+    write_model(before, tmp_path / "m")
+    found, wanted = Parameters(tmp_path / "m"), dict(before.named_parameters(remove_duplicate=False))      # gpt2 is tied, llama is not
+    assert set(found) == set(wanted) and len(found) == len(wanted) and "head.weight" in found and "embed.weights" not in found
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
