@@ -18,8 +18,9 @@ from minift.data.pydocs import Pair, pairs
 from minift.errors import InputError
 from minift.files import write_text
 from minift.recipes.docstrings import Scores, as_row, scores, signature, spread
+from minift.recipes.methods import METHODS
 from minift.recipes.report import draw_loss, markdown_table, terminal_table
-from minift.recipes.sft import MethodConfig, choose_parameters, evaluate, refuse_too_long, tune, write_result
+from minift.recipes.sft import MethodConfig, as_base, choose_parameters, evaluate, refuse_too_long, tune, write_result
 from minift.train.run import open_run, verb_of
 
 
@@ -35,7 +36,7 @@ class Config(MethodConfig):
     """r of LoRA."""
     alpha: float = 32.0
     """LoRA's change is scaled by alpha / r."""
-    lr: float = 3e-3
+    lr: float | None = 3e-3
     """Peak learning rate; small models take large ones."""
     epochs: float = 1.0
     """Passes over the training data (a part of one is fine)."""
@@ -74,13 +75,15 @@ def run(config: Config, quiet: bool = False) -> Result:
     model, tokenizer = folders.load(config.model)
     train_set, valid_set, test_set = (build([as_row(pair) for pair in side], tokenizer, max_length=256)[0] for side in (train, valid, judged))
     refuse_too_long([*train_set, *valid_set, *test_set], model)
-    choose_parameters(model, config)
+    choose_parameters(model, config, tokenizer)
+    trained = peft.trainable(model).trained
     folder = open_run(config.out, "quickstart", config, overwrite=again)
     console.print(f"{len(train)} functions to learn from, {len(judged)} of {len({p.module for p in judged})} held-out modules to judge by\n")
 
     rows = [as_row(pair) for pair in judged]
-    before = scores(model, tokenizer, rows, test_set)
-    untrained = evaluate(model, valid_set, config)
+    with as_base(model, config):
+        before = scores(model, tokenizer, rows, test_set)
+        untrained = evaluate(model, valid_set, config)
     outcome = tune(model, train_set, valid_set, config, folder, quiet)
     after = scores(model, tokenizer, rows, test_set)
     written = write_result(model, tokenizer, config, folder, base=config.model)
@@ -95,7 +98,7 @@ def run(config: Config, quiet: bool = False) -> Result:
             console.print(f"  {name:<7}{text}", highlight=False, markup=False, soft_wrap=True)
     draw_loss(folder, "Does it learn something about functions it has never seen?", untrained)
     write_text(folder / "samples.md", "# Five held-out functions\n\n" + samples_markdown(samples) + "\n")
-    write_text(folder / "report.md", report(config, model, len(train), outcome.steps, judged, changes, samples, seconds))
+    write_text(folder / "report.md", report(config, trained, len(train), outcome.steps, judged, changes, samples, seconds))
     console.print(f"\nDone in {seconds:.0f} s. Report: {folder / 'report.md'}   Result: {written}", highlight=False, soft_wrap=True)
     return Result(before, after, seconds, folder, outcome.stopped == "interrupted")
 
@@ -122,25 +125,22 @@ def samples_markdown(samples: Sequence[tuple[Pair, str, str]]) -> str:
     return markdown_table(["function", "its docstring", "before", "after"], cells)
 
 
-METHODS = {
-    "lora": "LoRA of rank {0.rank} on every linear layer: y = x Wᵀ + ({0.alpha:g} / {0.rank}) (x Aᵀ) Bᵀ, with W frozen and only A and B trained\n"
-    "(Hu et al. 2021).",
-    "full": "Full fine-tuning: every weight of the model is trained.",
-    "last": "The last {0.last_n} of the model's blocks are trained, the rest is frozen.",
-}
+LORA = "LoRA of rank {0.rank} on every linear layer: y = x Wᵀ + ({0.alpha:g} / {0.rank}) (x Aᵀ) Bᵀ, with W frozen and only A and B trained"
 
 
-def report(config: Config, model, train: int, steps: int, judged: Sequence[Pair], rows, samples, seconds: float) -> str:
+def report(config: Config, trained: int, train: int, steps: int, judged: Sequence[Pair], rows, samples, seconds: float) -> str:
     """One page a teacher could show."""
+    entry = METHODS[config.method]
+    idea = LORA.format(config) if config.method == "lora" else f"{config.method} trains {entry.idea}"
     own = "" if config.model == "base" else f" --model {config.model}"
-    use = f"--model {config.out}/model" if config.method != "lora" else f"--adapter {config.out}/adapter" + own
+    use = f"--model {config.out}/model" if entry.whole else f"--adapter {config.out}/adapter" + own
     example = "$'# shop.cart, class Cart\\ndef remove_item(self, item):\\n    \"\"\"'"
     return f"""# Teaching a small model to document Python functions
 
-**The question.** A language model has read this machine's docstrings, but never saw which function they belong to. Can {peft.trainable(model).trained:,}
+**The question.** A language model has read this machine's docstrings, but never saw which function they belong to. Can {trained:,}
 new numbers teach it to write the summary line of a function it has never seen, from the signature alone?
 
-**The method.** {METHODS[config.method].format(config)} {train:,} functions of {", ".join(config.packages)} to learn from,
+**The method.** {idea} ({entry.paper}). {train:,} functions of {", ".join(config.packages)} to learn from,
 {steps:,} steps, {seconds:.0f} seconds in all on this machine.
 
 **The judgement.** {len(judged)} functions from {len({pair.module for pair in judged})} modules that neither the base model nor this training has read.

@@ -69,7 +69,7 @@ def test_an_earlier_quickstart_is_replaced_and_nothing_else_is(minift, small_mod
     assert (tmp_path / "mine/config.json").read_text() == '{"verb": "sft", "settings": {}}'
     status, said, _ = minift(*quick, "--out", tmp_path / "full", "--method", "full")
     text = (tmp_path / "full/report.md").read_text()
-    assert status == 0 and "Full fine-tuning" in text and "LoRA of" not in text and f"--model {tmp_path / 'full'}/model" in text
+    assert status == 0 and "full trains every weight of the model" in text and "LoRA of" not in text and f"--model {tmp_path / 'full'}/model" in text
 
 
 def test_judged_by_at_least_one_function(small_model, tmp_path):
