@@ -23,6 +23,8 @@ VERBS = {
     "data": "show what the model will see of a data file: tokens, loss mask, lengths",
     "inspect": "a table of a model's or an adapter's modules, parameters and memory",
     "merge": "fold an adapter into its base model and write a plain checkpoint",
+    "combine": "make one LoRA adapter of several",
+    "extract-lora": "turn a fully fine-tuned checkpoint into a LoRA adapter for its base",
 }
 
 
@@ -40,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     import tyro
 
-    recipe = importlib.import_module(f"minift.recipes.{verb}")
+    recipe = importlib.import_module(f"minift.recipes.{verb.replace('-', '_')}")
     options = tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName
     try:
         result = recipe.run(tyro.cli(own_first(recipe.Config), prog=f"minift {verb}", args=rest, config=options))
@@ -67,5 +69,5 @@ def own_first(config: type) -> type:
 
 
 def usage() -> str:
-    lines = "\n".join(f"  {verb:<11} {text}" for verb, text in VERBS.items())
+    lines = "\n".join(f"  {verb:<13} {text}" for verb, text in VERBS.items())
     return f"usage: minift VERB [options]\n\n{lines}\n\n`minift VERB --help` lists a verb's options with their defaults."

@@ -63,14 +63,14 @@ def words(text):
 def test_help_lists_every_verb(minift):
     for flag in ("--help", "-h"):
         status, said, _ = minift(flag)
-        assert status == 0 and all(f"\n  {verb:<11} {text}\n" in said for verb, text in VERBS.items())
+        assert status == 0 and all(f"\n  {verb:<13} {text}\n" in said for verb, text in VERBS.items())
     status, said, _ = minift()
     assert status == 2 and "usage: minift VERB" in said
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_every_one_of_its_options(minift, verb):
-    config = importlib.import_module(f"minift.recipes.{verb}").Config
+    config = importlib.import_module(f"minift.recipes.{verb.replace('-', '_')}").Config
     status, said, _ = minift(verb, "--help")
     assert status == 0 and f"usage: minift {verb} " in said and config.__doc__ in words(said)
     assert "{None}" not in said and "--no-" not in said

@@ -22,7 +22,7 @@ Proved in tests/peft/test_combine.py; equal to peft where peft is right in tests
 import math
 import re
 from collections import Counter
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,15 @@ from minift.peft.attach import put_in, state_of
 from minift.peft.lora import LoRA
 from minift.peft.targets import published_names
 
+
+class Kept(NamedTuple):
+    """What became of one module's change."""
+
+    rank: int
+    share: float
+    """Of ‖ΔW‖²; 1 but for the cut to a rank."""
+
+
 HOW = ("linear", "concat", "svd", "ties", "dare")
 
 
@@ -39,13 +48,13 @@ HOW = ("linear", "concat", "svd", "ties", "dare")
 def combine(
     model: nn.Module, weights: dict[str, float], name: str = "combined", how: Literal["linear", "concat", "svd", "ties", "dare"] = "linear",
     rank: int | None = None, density: float = 0.5, seed: int = 0,
-) -> dict[str, float]:    # fmt: skip
+) -> dict[str, Kept]:    # fmt: skip
     """Make the LoRA set `name` of the sets in `weights` ({set: weight}), and make it the active one. The old sets stay.
 
     rank: of svd, ties and dare, in every module; by default the largest that one of the sets has there. density: the share of entries
-    that ties and dare keep. seed: of dare's draws. Returns the share of ‖ΔW‖² that each module kept, 1 but for the cut to `rank`."""
+    that ties and dare keep. seed: of dare's draws. Returns path -> Kept."""
     _check(weights, how, rank, density)
-    dice, shares, made = torch.Generator().manual_seed(seed), {}, {}
+    dice, kept, made = torch.Generator().manual_seed(seed), {}, {}
     for path, parts in _parts(model, weights).items():
         A, B = torch.cat([A for A, _ in parts]), torch.cat([B for _, B in parts], dim=1)           # (R, K), (N, R)
         most = rank or max(len(A) for A, _ in parts)
@@ -53,15 +62,16 @@ def combine(
             if len(A) > min(len(B), A.shape[1]):
                 raise InputError(f"the ranks at {path} add up to {len(A)}, more than a change of {len(B)} x {A.shape[1]} can have: how='linear'"
                                  " is as exact at a lower rank")    # fmt: skip
-            made[path], shares[path] = (A, B), 1.0
+            share = 1.0
         elif how in ("linear", "svd"):
-            *made[path], shares[path] = of_rank(*_core(A, B), most if how == "svd" else None)
+            A, B, share = of_rank(*_core(A, B), most if how == "svd" else None)
         else:
             changes = [B @ A for A, B in parts]                                                     # (N, K) each
             change = ties(changes, density) if how == "ties" else dare(changes, density, dice)
-            *made[path], shares[path] = of_rank(*torch.linalg.svd(change, full_matrices=False), most)
+            A, B, share = of_rank(*torch.linalg.svd(change, full_matrices=False), most)
+        made[path], kept[path] = (A, B), Kept(len(A), share)
     put_factors(model, made, name)
-    return shares
+    return kept
 
 
 def ties(changes: list[Tensor], density: float) -> Tensor:

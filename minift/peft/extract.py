@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minift.errors import InputError
-from minift.peft.combine import of_rank, put_factors
+from minift.peft.combine import Kept, of_rank, put_factors
 from minift.peft.targets import find, is_conv1d, is_embedding
 from minift.peft.wrapper import base_modules
 
@@ -24,10 +24,8 @@ from minift.peft.wrapper import base_modules
 class Extracted:
     """What of a difference is in the set, and what is not."""
 
-    ranks: dict[str, int]
-    """Path of each module in the set -> rank."""
-    kept: dict[str, float]
-    """Path -> the share of the module's ‖ΔW‖² in the set."""
+    kept: dict[str, Kept]
+    """Path of each module in the set -> its rank there, and the share of its ‖ΔW‖²."""
     left: dict[str, float]
     """Name of each parameter that differs and is not in the set -> Frobenius norm of its difference."""
     share: float
@@ -61,16 +59,16 @@ def extract_lora(
         whole += size
         if size and path in chosen and key.endswith(".weight"):
             U, S, Vt = torch.linalg.svd(change.T if is_conv1d(chosen[path]) or is_embedding(chosen[path]) else change, full_matrices=False)
-            A, B, kept[path] = of_rank(U, S, Vt, rank if share is None else min(_rank_for(share, S), rank or len(S)))
-            factors[path] = A, B
-            held += kept[path] * size
+            A, B, part = of_rank(U, S, Vt, rank if share is None else min(_rank_for(share, S), rank or len(S)))
+            factors[path], kept[path] = (A, B), Kept(len(A), part)
+            held += part * size
         elif size:
             left[key] = size**0.5
     if not factors:
         others = f"; {len(left)} others do: {', '.join(list(left)[:3])}" if left else ", and neither does anything else"
         raise InputError(f"the two checkpoints do not differ in the weights of targets {targets!r}{others}")
     put_factors(model, factors, name)
-    return Extracted({path: len(A) for path, (A, _) in factors.items()}, kept, left, held / whole)
+    return Extracted(kept, left, held / whole)
 
 
 def _rank_for(share: float, S: Tensor) -> int:

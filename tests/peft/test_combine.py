@@ -58,8 +58,8 @@ def test_trap28_one_set_at_weight_one_reproduces_itself_and_minus_one_negates(ho
     model = with_sets()
     peft.switch(model, name)
     after = model(IDS)
-    shares = peft.combine(model, {name: 1.0}, "same", how=how)
-    assert shares == {path: pytest.approx(1.0) for path in change(model, name)} and peft.names(model)[-1] == "same"
+    kept = peft.combine(model, {name: 1.0}, "same", how=how)
+    assert {path: part.share for path, part in kept.items()} == {path: pytest.approx(1.0) for path in change(model, name)} and peft.names(model)[-1] == "same"
     torch.testing.assert_close(model(IDS), after, rtol=0, atol=1e-4)                # it answers; logits up to 30, two blocks of float32
     peft.combine(model, {name: -1.0}, "opposite", how=how)
     equal(change(model, "same"), change(model, name))
@@ -114,13 +114,14 @@ def test_sets_that_cancel_leave_a_fresh_set_that_can_learn():
 def test_svd_is_the_nearest_of_its_rank_and_says_what_it_kept():
     model = with_sets()
     weights = {"a": 1.0, "b": -2.0, "c": 0.5}
-    shares = peft.combine(model, weights, "cut", how="svd", rank=2)
+    kept = peft.combine(model, weights, "cut", how="svd", rank=2)
     for path, whole in total(model, weights).items():
         U, S, Vt = torch.linalg.svd(whole)
         rank = min(2, len(S))
         torch.testing.assert_close(change(model, "cut")[path], U[:, :rank] * S[:rank] @ Vt[:rank], rtol=0, atol=4e-6)
-        assert shares[path] == pytest.approx((S[:rank].square().sum() / S.square().sum()).item())
-    assert min(shares.values()) < 0.95 < max(shares.values())
+        assert kept[path].share == pytest.approx((S[:rank].square().sum() / S.square().sum()).item())
+        assert kept[path].rank == (1 if path == "head" else 2)                      # where c alone is, of rank 1
+    assert min(part.share for part in kept.values()) < 0.95 < max(part.share for part in kept.values())
     peft.combine(model, weights, "usual", how="svd")                                # no rank: the largest of the sets, module by module
     ranks = {path: len(w.adapters["usual"].A) for path, w in state_of(model).wrappers.items() if "usual" in w.adapters}
     assert ranks["blocks.0.attention.q"] == 3 and ranks["blocks.1.attention.q"] == 4 and ranks["blocks.0.attention.out"] == 2
@@ -155,15 +156,15 @@ def test_dare_drops_at_random_and_keeps_the_mean():
 @pytest.mark.parametrize("how, vote", [("ties", lambda parts, dice: ties(parts, 0.6)), ("dare", lambda parts, dice: dare(parts, 0.6, dice))])
 def test_ties_and_dare_work_on_each_modules_change_and_are_cut_to_the_rank(how, vote):
     model, weights = with_sets(), {"a": 0.7, "b": -0.4, "c": 1.0}
-    shares = peft.combine(model, weights, "vote", how=how, density=0.6, rank=4, seed=3)
+    kept = peft.combine(model, weights, "vote", how=how, density=0.6, rank=4, seed=3)
     dice, names = torch.Generator().manual_seed(3), {}
-    for path in shares:
+    for path in kept:
         parts = [w * (c[path].T if path == "embed" else c[path]) for name, w in weights.items() if path in (c := change(model, name))]
         names[path] = vote(parts, dice)
         A, B, share = of_rank(*torch.linalg.svd(names[path], full_matrices=False), 4)
         found = change(model, "vote")[path]
         torch.testing.assert_close(found.T if path == "embed" else found, B @ A, rtol=0, atol=1e-5)
-        assert shares[path] == pytest.approx(share)
+        assert kept[path].share == pytest.approx(share)
     assert len(names) == 2 + 2 + 2 + 1 + 1                                          # q, out, up twice; embed, head
 
 

@@ -31,7 +31,7 @@ def test_worked_by_hand():
     twin = copy.deepcopy(base)
     twin[0].weight.data += torch.tensor([[0.0, 4.0], [3.0, 0.0], [0.0, 0.0]])       # singular values 4 and 3
     found = peft.extract_lora(base, twin.state_dict(), rank=1)
-    assert found.ranks == {"0": 1} and found.left == {} and found.kept["0"] == found.share == pytest.approx(16 / 25)
+    assert set(found.kept) == {"0"} and found.left == {} and found.kept["0"].rank == 1 and found.kept["0"].share == found.share == pytest.approx(16 / 25)
     A, B = base[0].adapters["extracted"].factors()
     torch.testing.assert_close(B @ A, torch.tensor([[0.0, 4.0], [0.0, 0.0], [0.0, 0.0]]).double(), rtol=0, atol=1e-6)
 
@@ -43,7 +43,7 @@ def test_at_full_rank_the_base_with_the_set_is_the_tuned_model(make):
     found = peft.extract_lora(base, twin.state_dict(), rank=20)
     if make is llama:                                                               # gpt2 has biases too
         torch.testing.assert_close(twin(IDS), base(IDS), rtol=0, atol=1e-5)
-    assert all(kept == pytest.approx(1.0) for kept in found.kept.values())
+    assert all(kept.share == pytest.approx(1.0) for kept in found.kept.values())
     assert all(name.endswith(".bias") for name in found.left) and bool(found.left) == (make is gpt2)
     for path, wrapper in state_of(base).wrappers.items():
         torch.testing.assert_close(wrapper.adapters["extracted"].merged(wrapper.base)["weight"], twin.get_submodule(path).weight, rtol=0, atol=1e-6)
@@ -57,7 +57,7 @@ def test_an_adapter_that_was_merged_comes_back(tmp_path):
     peft.merge(model)
     peft.remove(model, "default")
     found = peft.extract_lora(base, model.state_dict(), rank=3, targets=["q", "down", "embed"])
-    assert set(found.ranks.values()) == {3} and found.share == pytest.approx(1.0) and peft.names(base) == ["extracted"]
+    assert {kept.rank for kept in found.kept.values()} == {3} and found.share == pytest.approx(1.0) and peft.names(base) == ["extracted"]
     torch.testing.assert_close(base(IDS), after, rtol=0, atol=1e-4)                 # logits of size 10
     peft.save(base, tmp_path / "extracted", "extracted")
     again = copy.deepcopy(base)
@@ -70,14 +70,14 @@ def test_a_share_chooses_the_rank_module_by_module_and_a_rank_is_its_limit():
     base = llama()
     twin = tuned(base, "mlp.up", "attention.q")
     found = peft.extract_lora(base, twin.state_dict(), share=0.9)
-    for path, rank in found.ranks.items():
+    for path, (rank, part) in found.kept.items():
         energy = torch.linalg.svdvals(twin.get_submodule(path).weight - state_of(base).wrappers[path].base.weight).square().cumsum(0)
-        assert energy[rank - 1] >= 0.9 * energy[-1] > energy[rank - 2] and found.kept[path] == pytest.approx((energy[rank - 1] / energy[-1]).item())
-    assert len(found.ranks) == 4 and 2 < max(found.ranks.values()) < 12
+        assert energy[rank - 1] >= 0.9 * energy[-1] > energy[rank - 2] and part == pytest.approx((energy[rank - 1] / energy[-1]).item())
+    assert len(found.kept) == 4 and 2 < max(kept.rank for kept in found.kept.values()) < 12
     limited = peft.extract_lora(base, twin.state_dict(), rank=2, share=0.9, name="limited")
-    assert set(limited.ranks.values()) == {2} and limited.share < 0.9
+    assert {kept.rank for kept in limited.kept.values()} == {2} and limited.share < 0.9
     whole = peft.extract_lora(base, twin.state_dict(), share=1.0, name="whole")
-    assert set(whole.ranks.values()) == {12} and whole.share == pytest.approx(1.0)
+    assert {kept.rank for kept in whole.kept.values()} == {12} and whole.share == pytest.approx(1.0)
 
 
 def test_what_differs_elsewhere_is_listed_with_its_size_and_counts_in_the_share():
@@ -92,7 +92,7 @@ def test_what_differs_elsewhere_is_listed_with_its_size_and_counts_in_the_share(
     squares = sum(size**2 for size in found.left.values())
     held = sum(changed[name] ** 2 for name in inside)
     assert found.share == pytest.approx(held / (held + squares))
-    assert list(found.kept.values()) == pytest.approx([1.0, 1.0])
+    assert [kept.share for kept in found.kept.values()] == pytest.approx([1.0, 1.0])
 
 
 def copy_without(model: nn.Module) -> nn.Module:
@@ -106,10 +106,10 @@ def test_a_tied_head_gets_its_own_set_if_it_is_a_target_and_is_named_if_the_tune
     base = llama()
     twin = tuned(base, "embed")
     both = peft.extract_lora(base, twin.state_dict(), rank=11, targets=["embed", "head"])
-    assert set(both.ranks) == {"embed", "head"} and both.left == {}
+    assert set(both.kept) == {"embed", "head"} and both.left == {}
     torch.testing.assert_close(twin(IDS), base(IDS), rtol=0, atol=1e-5)
     cut = {**twin.state_dict(), "head.weight": base.head.base.weight}
-    assert set(peft.extract_lora(base, cut, rank=2, targets=["embed"], name="cut").ranks) == {"embed"}
+    assert set(peft.extract_lora(base, cut, rank=2, targets=["embed"], name="cut").kept) == {"embed"}
     assert set(peft.extract_lora(copy_without(base), twin.state_dict(), rank=2, targets=["embed"]).left) == set()
     untied = {**cut, "head.weight": cut["head.weight"] + 1}
     assert set(peft.extract_lora(base, untied, rank=2, targets=["embed"], name="untied").left) == {"head.weight"}
@@ -118,7 +118,7 @@ def test_a_tied_head_gets_its_own_set_if_it_is_a_target_and_is_named_if_the_tune
 def test_modules_that_do_not_differ_get_nothing():
     base = llama()
     found = peft.extract_lora(base, tuned(base, "blocks.1.attention.v").state_dict(), rank=16)
-    assert found.ranks == {"blocks.1.attention.v": 4}                               # 4 x 12
+    assert found.kept == {"blocks.1.attention.v": (4, pytest.approx(1.0))}                               # 4 x 12
     assert list(state_of(base).wrappers) == ["blocks.1.attention.v"]
 
 
