@@ -41,7 +41,7 @@ class PTuning:
         check_length("P-tuning", self.length)
         if self.encoder not in ("lstm", "mlp", "none"):
             raise InputError(f'P-tuning encoder is {self.encoder!r}: choose "lstm", "mlp" or "none"')
-        for name, size in (("hidden_size", self.hidden_size or 1), ("lstm_layers", self.lstm_layers)):
+        for name, size in (("hidden_size", 1 if self.hidden_size is None else self.hidden_size), ("lstm_layers", self.lstm_layers)):
             if not isinstance(size, int) or size < 1:
                 raise InputError(f"P-tuning {name} is {size!r}: it must be a whole number, at least 1")
         if not 0 <= self.dropout < 1:
