@@ -152,3 +152,10 @@ def test_the_librarys_loss_is_the_exact_one_in_float32():
     total, count = next_token(model(batch.token_ids), batch.token_ids, batch.loss_mask)
     exact, _ = exact_loss(model, batch)
     assert count == sum(len(e.ids) - 1 for e in EIGHT) and math.isclose(total.item(), exact.item(), rel_tol=1e-6)
+
+
+def test_who_wants_to_is_told_of_every_step_while_its_gradients_are_there(tmp_path):
+    told, model, batches = [], Bigram(), [pad([example]) for example in EIGHT[:5]]
+    tell = lambda step, steps: told.append((step, steps, model.table.grad is not None))
+    fit(model, lambda epoch: batches, exact_loss, LoopConfig(epochs=1, accumulate=2), tmp_path, quiet=True, after_step=tell)
+    assert told == [(1, 3, True), (2, 3, True), (3, 3, True)]
