@@ -13,15 +13,19 @@
     prompt.py    prompt tuning: learned embeddings in front of the text
     ptuning.py   P-tuning: the same, written by a small LSTM or MLP
     prefix.py    prefix tuning: learned keys and values in every block; ptuning_v2.py is P-tuning v2
-    lora.py      LoRA and rsLoRA, on linears and embeddings"""
+    lora.py      LoRA, rsLoRA and LoRA+, on linears and embeddings
+    dora.py      DoRA: the length of each row of a weight apart from its direction
+    pissa.py     PiSSA: LoRA that starts from a weight's largest singular vectors"""
 
 from minift.peft.attach import attach, disabled, merge, names, remove, rows, switch, unmerge
 from minift.peft.combine import combine
 from minift.peft.count import Counts, trainable
+from minift.peft.dora import DoRA
 from minift.peft.extract import Extracted, extract_lora
 from minift.peft.files import load, save
 from minift.peft.lora import LoRA
 from minift.peft.own import Full, Head, LastLayers
+from minift.peft.pissa import PiSSA
 from minift.peft.prefix import Prefix
 from minift.peft.prompt import Prompt
 from minift.peft.ptuning import PTuning
@@ -30,6 +34,7 @@ from minift.peft.tokens import NewTokens
 
 __all__ = [
     "Counts",
+    "DoRA",
     "Extracted",
     "Full",
     "Head",
@@ -38,6 +43,7 @@ __all__ = [
     "NewTokens",
     "PTuning",
     "PTuningV2",
+    "PiSSA",
     "Prefix",
     "Prompt",
     "attach",

@@ -22,8 +22,10 @@ from minift.errors import InputError
 from minift.files import new_folder
 from minift.models.config import ModelConfig
 from minift.peft.attach import Method, put_in, state_of
+from minift.peft.dora import DoRA
 from minift.peft.lora import LoRA
 from minift.peft.own import Full, Head, LastLayers
+from minift.peft.pissa import PiSSA
 from minift.peft.prefix import Prefix
 from minift.peft.prompt import Prompt
 from minift.peft.ptuning import PTuning
@@ -133,7 +135,7 @@ def read(folder: str | Path) -> tuple[Method, dict[str, Tensor]]:
     if fields.get("bias", "none") != "none":
         raise InputError(f"{folder / CONFIG}: bias is {fields['bias']!r}: minift does not train biases beside {kind}; only 'none' will do")
     try:
-        method = METHODS[kind].from_file(fields)
+        method = _config(kind, fields).from_file(fields)
     except (InputError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
     unknown = [f"{key} = {value!r}" for key, value in fields.items() if key not in INERT and value not in (None, False, [], {}, "")]
@@ -171,6 +173,15 @@ def _read_config(folder: Path) -> dict:
     if not isinstance(fields, dict):
         raise InputError(f"{folder / CONFIG} must hold a JSON object, not a {type(fields).__name__}")
     return fields
+
+
+def _config(kind: str, fields: dict) -> type[Method]:
+    """Three methods go by the name LORA in peft's files."""
+    if kind == "LORA" and fields.get("use_dora"):
+        return DoRA
+    if kind == "LORA" and str(fields.get("init_lora_weights")).startswith("pissa"):
+        return PiSSA
+    return METHODS[kind]
 
 
 def _weights(folder: Path) -> Path:

@@ -69,10 +69,14 @@ class LoRA:
     def build(self, model: nn.Module) -> dict[str, nn.Module]:
         names, small = published_names(model), {}
         for path, base in find(model, self.targets).items():
-            rank, alpha = at(self.rank_pattern, names[path], self.rank), at(self.alpha_pattern, names[path], self.alpha)
-            small[path] = self.module(base, rank, alpha / math.sqrt(rank) if self.rslora else alpha / rank)
+            small[path] = self.module(base, *self.size(names[path]))
             small[path].B.lr_scale = self.lr_ratio
         return small
+
+    def size(self, name: str) -> tuple[int, float]:
+        """Rank and scale of the module with this path in files."""
+        rank, alpha = at(self.rank_pattern, name, self.rank), at(self.alpha_pattern, name, self.alpha)
+        return rank, alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
     def module(self, base: nn.Module, rank: int, scale: float) -> nn.Module:
         """What is put beside one linear or embedding."""
@@ -183,7 +187,12 @@ def plus(y: Tensor, low: Tensor, B: Tensor, scale: float) -> Tensor:
 
 
 def added(weight: Tensor, change: Tensor) -> Tensor:
-    """weight + change in weight's dtype. A 4-bit or 8-bit weight is refused: rounding it again would eat the change (trap 23)."""
+    """weight + change in weight's dtype."""
+    refuse_packed(weight)
+    return (weight.to(change.dtype) + change).to(weight.dtype)
+
+
+def refuse_packed(weight: Tensor) -> None:
+    """A 4-bit or 8-bit weight cannot be merged into: rounding it again would eat the change (trap 23)."""
     if not weight.is_floating_point():
         raise InputError(f"the base weight is {weight.dtype}: merging would round the change away. Load the base unquantized to merge")
-    return (weight.to(change.dtype) + change).to(weight.dtype)

@@ -184,13 +184,13 @@ def test_the_bases_own_rows_that_peft_adds_are_checked_and_not_loaded(saved):
 @pytest.mark.parametrize(
     "fields, words",
     [
-        (dict(use_dora=True), "does not implement use_dora = True"),
+        (dict(use_dora=True), "8 missing: .*lora_magnitude_vector"),
         (dict(lora_bias=True), "does not implement lora_bias = True"),
         (dict(modules_to_save=["score"]), r"does not implement modules_to_save = \['score'\]"),
         (dict(layers_to_transform=[1]), "layers_to_transform"),
         (dict(some_new_option=3), "some_new_option = 3"),
         (dict(bias="all"), "bias is 'all'"),
-        (dict(init_lora_weights="pissa"), "init_lora_weights is 'pissa'"),
+        (dict(init_lora_weights="olora"), "init_lora_weights is 'olora'"),
         (dict(peft_type="LOHA"), "peft_type is 'LOHA'; minift reads LORA"),
         (dict(peft_type=None), "peft_type is None"),
         (dict(target_modules=None), "target_modules is None"),

@@ -199,7 +199,7 @@ def test_lora_plus_lets_b_learn_faster_and_leaves_no_trace_in_the_file(tmp_path)
     assert sorted(groups) == [0.01, 0.16]
     assert [p.shape for p in groups[0.16]] == [(5, 2), (4, 2)] and [p.shape for p in groups[0.01]] == [(2, 6), (2, 7)]
     peft.save(model, tmp_path / "adapter")
-    assert "16" not in (tmp_path / "adapter" / "adapter_config.json").read_text()
+    assert "lr_ratio" not in (tmp_path / "adapter" / "adapter_config.json").read_text()
     plain = nn.ModuleDict({"up": nn.Linear(6, 5), "rows": nn.Embedding(7, 4)})
     peft.attach(plain, peft.LoRA(rank=2, targets=["up", "rows"]))
     assert [group["lr"] for group in parameter_groups(plain, lr=0.01, weight_decay=0.0)] == [0.01]
