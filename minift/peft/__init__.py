@@ -15,14 +15,27 @@
     prefix.py    prefix tuning: learned keys and values in every block; ptuning_v2.py is P-tuning v2
     lora.py      LoRA, rsLoRA and LoRA+, on linears and embeddings
     dora.py      DoRA: the length of each row of a weight apart from its direction
-    pissa.py     PiSSA: LoRA that starts from a weight's largest singular vectors"""
+    pissa.py     PiSSA: LoRA that starts from a weight's largest singular vectors
+    adalora.py   AdaLoRA: training decides which modules keep how much rank
+    vera.py      VeRA: two vectors per module around shared random matrices
+    ia3.py       IA3: a factor per key, value and inner feed-forward number
+    layernorm.py bitfit.py   the norms only; the biases only
+    bottleneck.py  adapters proper: Houlsby's, Pfeiffer's, parallel; fusion.py mixes several
+    reft.py      LoReFT: edits of the stream at a text's first positions
+    places.py    where a block's parts are; adapter_folders.py the `adapters` library's files"""
 
+from minift.peft.adalora import AdaLoRA
 from minift.peft.attach import attach, disabled, merge, names, remove, rows, switch, unmerge
+from minift.peft.bitfit import BitFit
+from minift.peft.bottleneck import BottleneckAdapter, Houlsby, Parallel, Pfeiffer
 from minift.peft.combine import combine
 from minift.peft.count import Counts, trainable
 from minift.peft.dora import DoRA
 from minift.peft.extract import Extracted, extract_lora
 from minift.peft.files import load, save
+from minift.peft.fusion import AdapterFusion
+from minift.peft.ia3 import IA3
+from minift.peft.layernorm import LayerNormTuning
 from minift.peft.lora import LoRA
 from minift.peft.own import Full, Head, LastLayers
 from minift.peft.pissa import PiSSA
@@ -30,22 +43,35 @@ from minift.peft.prefix import Prefix
 from minift.peft.prompt import Prompt
 from minift.peft.ptuning import PTuning
 from minift.peft.ptuning_v2 import PTuningV2
+from minift.peft.reft import LoReFT
 from minift.peft.tokens import NewTokens
+from minift.peft.vera import VeRA
 
 __all__ = [
+    "AdaLoRA",
+    "AdapterFusion",
+    "BitFit",
+    "BottleneckAdapter",
     "Counts",
     "DoRA",
     "Extracted",
     "Full",
     "Head",
+    "Houlsby",
+    "IA3",
     "LastLayers",
+    "LayerNormTuning",
     "LoRA",
+    "LoReFT",
     "NewTokens",
     "PTuning",
     "PTuningV2",
+    "Parallel",
+    "Pfeiffer",
     "PiSSA",
     "Prefix",
     "Prompt",
+    "VeRA",
     "attach",
     "combine",
     "disabled",

@@ -7,6 +7,7 @@ for LoRA on a LLaMA: "base_model.model.model.layers.0.self_attn.q_proj.lora_A.we
 peft only warns about keys it misses and goes on with B = 0, which is the base model. Here a missing, left-over or mis-shaped
 tensor, and an option that would change the numbers and is not implemented, is an error that names it (traps 22, 27), raised
 before the model is touched.
+Bottleneck adapters are unknown to peft; their folders are those of the `adapters` library (adapter_folders.py).
 Left out: pickled adapter_model.bin (refused, never opened), modules_to_save, adapters sharded over several files.
 Proved in tests/peft/test_files.py and tests/parity/test_peft_lora.py."""
 
@@ -21,20 +22,33 @@ from torch import Tensor, nn
 from minift.errors import InputError
 from minift.files import new_folder
 from minift.models.config import ModelConfig
+from minift.peft import adapter_folders
+from minift.peft.adalora import AdaLoRA
 from minift.peft.attach import Method, put_in, state_of
+from minift.peft.bitfit import BitFit
 from minift.peft.dora import DoRA
+from minift.peft.ia3 import IA3
+from minift.peft.layernorm import LayerNormTuning
 from minift.peft.lora import LoRA
 from minift.peft.own import Full, Head, LastLayers
 from minift.peft.pissa import PiSSA
 from minift.peft.prefix import Prefix
 from minift.peft.prompt import Prompt
 from minift.peft.ptuning import PTuning
+from minift.peft.reft import LoReFT
 from minift.peft.targets import published_names
 from minift.peft.tokens import NewTokens
+from minift.peft.vera import VeRA
 from minift.peft.wrapper import base_at
 
 METHODS = {
     "LORA": LoRA,
+    "LOREFT": LoReFT,
+    "ADALORA": AdaLoRA,
+    "VERA": VeRA,
+    "IA3": IA3,
+    "LN_TUNING": LayerNormTuning,
+    "BITFIT": BitFit,
     "PREFIX_TUNING": Prefix,
     "PROMPT_TUNING": Prompt,
     "P_TUNING": PTuning,
@@ -70,34 +84,42 @@ def tensors(model: nn.Module, method: Method, small: dict[str, nn.Module]) -> di
 
 
 def save(model: nn.Module, folder: str | Path, name: str = "default", overwrite: bool = False, base_model: str | None = None) -> None:
-    """Write the set `name` as a peft folder, whole or not at all. base_model: what the config calls the model it belongs to."""
+    """Write the set `name` as a folder, whole or not at all. base_model: what the config calls the model it belongs to."""
     state = state_of(model)
     if name not in state.sets:
         raise InputError(f"this model has no set named {name!r}; it has {sorted(state.sets)}")
     method = state.sets[name]
     small = {path: wrapper.adapters[name] for path, wrapper in state.wrappers.items() if name in wrapper.adapters}
-    fields = {
-        "peft_type": method.peft_type,
-        "task_type": "CAUSAL_LM" if isinstance(getattr(model, "config", None), ModelConfig) else None,
-        "base_model_name_or_path": base_model,
-        "inference_mode": True,
-        **method.to_file(model, small),
-    }
-    stored = {key: tensor.detach().cpu().clone() for key, tensor in tensors(model, method, small).items()}      # shared: written twice
+    if isinstance(method, adapter_folders.METHODS):
+        config, fields, weights, found = adapter_folders.to_write(model, method, small, name, base_model)
+    else:
+        config, weights, found = CONFIG, WEIGHTS, tensors(model, method, small)
+        fields = {
+            "peft_type": method.peft_type,
+            "task_type": "CAUSAL_LM" if isinstance(getattr(model, "config", None), ModelConfig) else None,
+            "base_model_name_or_path": base_model,
+            "inference_mode": True,
+            **method.to_file(model, small),
+        }
+    stored = {key: tensor.detach().cpu().clone() for key, tensor in found.items()}      # shared: written twice
     with new_folder(folder, overwrite) as aside:
         try:
-            save_file(stored, aside / WEIGHTS, metadata={"format": "pt"})
+            save_file(stored, aside / weights, metadata={"format": "pt"})
         except SafetensorError as error:
-            raise OSError(f"{aside / WEIGHTS} cannot be written ({error}): is the disk full? Nothing was replaced") from None
-        (aside / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+            raise OSError(f"{aside / weights} cannot be written ({error}): is the disk full? Nothing was replaced") from None
+        (aside / config).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def load(model: nn.Module, folder: str | Path, name: str = "default") -> None:
     """Attach the adapter in `folder` to its base model as the set `name`, active and trainable."""
     method, found = read(folder)
+    folder, fields = Path(folder), _read_config(Path(folder))
+    where = folder / WEIGHTS
+    if adapter_folders.is_one(fields):
+        adapter_folders.check_base(model, folder, fields)
+        where = adapter_folders.weights_path(folder)
     small = method.build(model)
     wanted, own = tensors(model, method, small), base_tensors(model, small)
-    where = Path(folder) / WEIGHTS
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys() - own.keys())
     if missing or extra:
         raise InputError(
@@ -129,6 +151,8 @@ def read(folder: str | Path) -> tuple[Method, dict[str, Tensor]]:
     """The method's config and the tensors of a peft folder, checked as far as possible without the model."""
     folder = Path(folder)
     fields = _read_config(folder)
+    if adapter_folders.is_one(fields):
+        return adapter_folders.read(folder, fields)
     kind = fields.get("peft_type")
     if kind not in METHODS:
         raise InputError(f"{folder / CONFIG}: peft_type is {kind!r}; minift reads {', '.join(METHODS)}")
@@ -164,14 +188,15 @@ def same(found: Tensor, own: Tensor) -> bool:
 def _read_config(folder: Path) -> dict:
     if not folder.is_dir():
         raise InputError(f"no such folder: {folder}")
+    path = adapter_folders.config_path(folder)
     try:
-        fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{folder} is not an adapter folder: it has no {CONFIG}") from None
     except ValueError as error:                                            # not JSON, or not UTF-8
-        raise InputError(f"{folder / CONFIG} is not valid JSON: {error}") from None
+        raise InputError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(fields, dict):
-        raise InputError(f"{folder / CONFIG} must hold a JSON object, not a {type(fields).__name__}")
+        raise InputError(f"{path} must hold a JSON object, not a {type(fields).__name__}")
     return fields
 
 
