@@ -18,6 +18,7 @@ import torch
 
 from minift.errors import InputError
 from minift.models.transformer import Transformer
+from minift.peft.attach import in_rows, rows as answered_by
 from minift.sampling import Sampling, choose, penalize, row_seeds
 from minift.tokenizer import StreamDecoder, Tokenizer
 
@@ -37,11 +38,12 @@ def steps(
     seeds: Sequence[int],
     eos_ids: frozenset[int],
     finished: set[int],
+    sets: Sequence[str | None] | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Run one batch of B prompts, yielding after each step the (row, token) of every row still running.
 
     A row ends with a token of `eos_ids` (which is yielded), when the caller adds it to `finished`, or when the model's learned
-    positions are used up. The model is in eval mode while this runs."""
+    positions are used up. sets: who answers each row (peft.rows). The model is in eval mode while this runs."""
     config, device = model.config, model.norm.weight.device
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     T = int(lengths.max())
@@ -54,15 +56,18 @@ def steps(
     dice = [torch.Generator().manual_seed(seed) for seed in seeds]
     rows = list(range(len(prompts)))
     was_training = model.training
+    answering = lambda: contextlib.nullcontext() if sets is None else answered_by(model, [sets[row] for row in rows])
     model.eval()
     try:
         limit = position_limit(model)
-        cache = model.new_cache(len(prompts), min(T + max_new_tokens, limit))
-        hidden = model.hidden(token_ids, cache=cache)                                              # (B, T, C)
+        with answering():
+            cache = model.new_cache(len(prompts), min(T + max_new_tokens, limit))
+            hidden = model.hidden(token_ids, cache=cache)                                          # (B, T, C)
         cache.lengths = cache.virtual + lengths                                                    # forget the pads
         last = hidden[torch.arange(len(rows), device=device), lengths - 1]                         # (B, C): only these meet the head
         for step in range(max_new_tokens):
-            logits = model.head(last).float()                                                      # (B, V)
+            with answering():                                                                      # never across a yield
+                logits = model.head(last).float()                                                  # (B, V)
             if sampling.repetition_penalty != 1.0:
                 logits = penalize(logits, seen, sampling.repetition_penalty)
             chosen = choose(logits, sampling, dice)                                                # (B,)
@@ -78,7 +83,8 @@ def steps(
                 cache.keep_rows(kept)
                 chosen, seen = chosen[kept], seen[kept]
             seen.scatter_(1, chosen[:, None], True)
-            last = model.hidden(chosen[:, None], cache=cache)[:, -1]                               # (B, C)
+            with answering():
+                last = model.hidden(chosen[:, None], cache=cache)[:, -1]                           # (B, C)
     finally:
         model.train(was_training)
 
@@ -93,20 +99,27 @@ def generate_ids(
     eos_ids: int | Sequence[int] | None = None,
     finish: Callable[[int, int], bool] | None = None,
     batch_size: int = 64,
+    sets: Sequence[str | None] | None = None,
 ) -> list[list[int]]:
     """The new tokens of each prompt; the last is an end token if the row ended by itself.
 
     eos_ids: one or several end tokens, () for none, None for the config's. seed: an int, or one per prompt (see row_seeds).
     finish(row, token) is told of each new token; True ends the row. batch_size bounds the rows that run together, of similar
-    length. Raises InputError for an empty prompt or a token id outside the vocabulary."""
+    length. sets: the adapter set that answers each prompt (None: the base). Raises InputError for an empty prompt or a token id outside
+    the vocabulary."""
     seeds, ends = _check(model, prompts, max_new_tokens, seed, eos_ids)
+    if sets is not None and len(sets) != len(prompts):
+        raise InputError(f"{len(sets)} sets for {len(prompts)} prompts: name one for each, None for the base")
+    if sets is None and in_rows(model):
+        raise InputError("generation sorts prompts and lets finished rows leave, so inside peft.rows it would mix the sets up: pass sets= instead")
     if model.config.rope_scaling is not None and model.config.rope_scaling.kind == "dynamic":
         batch_size = 1                                                           # its frequencies look at the longest row
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     new: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
         some, finished = order[start : start + batch_size], set()
-        running = steps(model, [prompts[i] for i in some], sampling, max_new_tokens, [seeds[i] for i in some], ends, finished)
+        mine = None if sets is None else [sets[i] for i in some]
+        running = steps(model, [prompts[i] for i in some], sampling, max_new_tokens, [seeds[i] for i in some], ends, finished, mine)
         with contextlib.closing(running):                                        # the mode comes back even if `finish` raises
             for row, token in itertools.chain.from_iterable(running):
                 new[some[row]].append(token)
@@ -180,6 +193,7 @@ def generate(
     seed: int | Sequence[int] = 0,
     eos_ids: int | Sequence[int] | None = None,
     batch_size: int = 64,
+    sets: Sequence[str | None] | None = None,
 ) -> list[str]:
     """What the model writes after each prompt (the prompt is not repeated). See Sampling and generate_ids for the options.
 
@@ -191,7 +205,7 @@ def generate(
     ids, ends = [_prompt_ids(tokenizer, prompt) for prompt in prompts], _end_ids(model, tokenizer, eos_ids)
     answers = [Answer(tokenizer, prompt, stops) for prompt in ids]
     finish = lambda row, token: token not in ends and answers[row].add(token)
-    generate_ids(model, ids, sampling, max_new_tokens=max_new_tokens, seed=seed, eos_ids=ends, finish=finish, batch_size=batch_size)
+    generate_ids(model, ids, sampling, max_new_tokens=max_new_tokens, seed=seed, eos_ids=ends, finish=finish, batch_size=batch_size, sets=sets)
     return [answer.finish() for answer in answers]
 
 

@@ -15,6 +15,7 @@ and, only where it needs it,
 
     file_tensors(model, small)                     of a config: its tensors' keys, where they are not one per module and parameter
     check(model, small)                            of a config: refuses what a file may hold but no new set should (a rank above the matrix)
+    needs                                          of a config: names of sets that it uses, which cannot be removed before it
     keep_base = False                              of a config: it trains the model's own weights, so there is no base to go back to
     penalty(), after_step(...), lr_scale           what it asks of the training loop (training.py)
 
@@ -61,6 +62,8 @@ class State:
     merged: str | None = None
     disabled: int = 0
     """How many `disabled` blocks we are in."""
+    rows: dict[str | None, torch.Tensor] | None = None
+    """Inside a `rows` block: set's name (None: the base) -> its rows."""
     backup: dict[str, dict[str, nn.Parameter]] = dataclasses.field(default_factory=dict)
     """While merged: path -> the base's own parameters."""
     tie_cut: bool = False
@@ -146,23 +149,28 @@ def disabled(model: nn.Module) -> Iterator[None]:
 def rows(model: nn.Module, chosen: Sequence[str | None]) -> Iterator[None]:
     """Inside the block row b of every batch is answered by the set chosen[b], or by the base where that is None.
 
-    Raises InputError for an unknown name (never the base instead, trap 31) and for a batch of another size."""
+    What is trainable stays: a backward pass reaches the active set, through its own rows. Raises InputError for an unknown name (never
+    the base instead, trap 31) and for a batch of another size. generate() takes the names itself, as `sets`."""
     state = state_of(model)
     for name in set(chosen) - {None}:
         _known(state, name)
+    if not chosen:
+        raise InputError("peft.rows was given no rows: name a set, or None for the base, for each row of the batch")
     if state.merged or state.disabled:
         raise InputError("peft.rows needs the sets beside the weights: not merged, and not inside peft.disabled")
     _need_base(state, "peft.rows")
-    places = {name: torch.tensor([b for b, other in enumerate(chosen) if other == name]) for name in dict.fromkeys(chosen)}
-    for wrapper in state.wrappers.values():
-        wrapper.rows = places if any(name in wrapper.adapters for name in places) else None
-        wrapper.active = None
+    outer = state.rows
+    state.rows = {name: torch.tensor([b for b, other in enumerate(chosen) if other == name]) for name in dict.fromkeys(chosen)}
+    _point(state)
     try:
         yield
     finally:
-        for wrapper in state.wrappers.values():
-            wrapper.rows = None
+        state.rows = outer
         _point(state)
+
+
+def in_rows(model: nn.Module) -> bool:
+    return "_peft" in model.__dict__ and state_of(model).rows is not None
 
 
 @torch.no_grad()
@@ -176,8 +184,8 @@ def merge(model: nn.Module) -> None:
         raise InputError(f"the set {state.merged!r} is merged already: merging twice would add it twice")
     if state.active is None:
         raise InputError("no set is active: peft.switch to the one to merge")
-    if state.disabled:
-        raise InputError("inside peft.disabled the model is its base: merge before or after that block")
+    if state.disabled or state.rows is not None:
+        raise InputError("inside peft.disabled the model is its base, and inside peft.rows several sets: merge before or after that block")
     new = {path: w.adapters[w.active].merged(w.base) for path, w in state.wrappers.items() if w.active}   # all, or a refusal and no change
     owners = Counter(id(p) for module in base_modules(model).values() for p in module.parameters(recurse=False))
     replaced: dict[int, list[int]] = {}                            # a shared weight -> the weights it becomes, one for each place
@@ -220,7 +228,12 @@ def remove(model: nn.Module, name: str) -> None:
     the next switch."""
     state = state_of(model)
     _known(state, name)
+    if name in (state.rows or ()):
+        raise InputError(f"inside peft.rows {name!r} answers rows of the batch: remove it after that block")
     others = [other for other in state.sets if other != name]
+    users = [other for other in others if name in getattr(state.sets[other], "needs", ())]
+    if users:
+        raise InputError(f"{name!r} is mixed by {users}: remove that first")
     if state.merged == name:
         if others:
             raise InputError(f"{name!r} is merged, and the sets {others} were trained on the weights without it: remove them, or unmerge")
@@ -251,8 +264,10 @@ def _activate(state: State, name: str | None) -> None:
 
 def _point(state: State) -> None:
     """Tell every wrapper who answers."""
+    rows = None if state.disabled else state.rows
     for wrapper in state.wrappers.values():
-        wrapper.active = state.active if state.active in wrapper.adapters and not state.disabled else None
+        wrapper.rows = rows if rows is not None and any(name in wrapper.adapters for name in rows) else None
+        wrapper.active = state.active if state.active in wrapper.adapters and rows is None and not state.disabled else None
 
 
 def _tied(model: nn.Module) -> bool:
