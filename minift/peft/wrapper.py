@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minift.errors import InputError
+from minift.models.attention import Context
 
 
 class Adapted(nn.Module):
@@ -40,12 +41,19 @@ class Adapted(nn.Module):
         whole = None if all(isinstance(i, Tensor) for i in (*inputs, *named.values())) else self.base(*inputs, **named)
         answers = {}
         for name, rows in self.rows.items():
-            pick = lambda value: value[rows] if isinstance(value, Tensor) else value
+            pick = lambda value: self._rows_of(value, rows, B)
             mine, mine_named = [pick(i) for i in inputs], {key: pick(value) for key, value in named.items()}
             base = self.base if whole is None else lambda *_, rows=rows, **__: whole[rows]
             answers[name] = self.adapters[name](base, *mine, **mine_named) if name in self.adapters else base(*mine, **mine_named)
         order = torch.cat(list(self.rows.values()))
         return torch.cat(list(answers.values()))[order.argsort()]
+
+    @staticmethod
+    def _rows_of(value, rows: Tensor, B: int):
+        """These rows of an input. What all rows share (position_ids of one row) is theirs too; of a context, a set gets its rows' positions."""
+        if isinstance(value, Context):
+            return value._replace(positions=value.positions[rows])
+        return value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == B else value
 
     def __getattr__(self, name: str):
         """`layer.weight`, `layer.in_features`: whatever the wrapper has not, the base is asked for."""
