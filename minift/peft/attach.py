@@ -16,6 +16,7 @@ and, only where it needs it,
     file_tensors(model, small)                     of a config: its tensors' keys, where they are not one per module and parameter
     check(model, small)                            of a config: refuses what a file may hold but no new set should (a rank above the matrix)
     needs                                          of a config: names of sets that it uses, which cannot be removed before it
+    needs                                          of a config: names of sets that it uses, which cannot be removed before it
     keep_base = False                              of a config: it trains the model's own weights, so there is no base to go back to
     penalty(), after_step(...), lr_scale           what it asks of the training loop (training.py)
 
@@ -231,6 +232,9 @@ def remove(model: nn.Module, name: str) -> None:
     if name in (state.rows or ()):
         raise InputError(f"inside peft.rows {name!r} answers rows of the batch: remove it after that block")
     others = [other for other in state.sets if other != name]
+    users = [other for other in others if name in getattr(state.sets[other], "needs", ())]
+    if users:
+        raise InputError(f"{name!r} is mixed by {users}: remove that first")
     users = [other for other in others if name in getattr(state.sets[other], "needs", ())]
     if users:
         raise InputError(f"{name!r} is mixed by {users}: remove that first")
