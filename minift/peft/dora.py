@@ -155,8 +155,9 @@ def without_bias(y: Tensor, base: nn.Module) -> Tensor:
 
 
 def stretched(v: Tensor, g: Tensor, b: Tensor | None) -> Tensor:
-    """g v + (1 - g) b, (..., N). In half precision g by itself would round to steps of 2^-8 around 1, so g - 1 is what is rounded."""
-    if v.dtype == g.dtype:
-        return v * g if b is None else torch.addcmul((1 - g) * b, v, g)
-    more = g - 1
-    return torch.addcmul(v if b is None else v - (more * b).to(v.dtype), v, more.to(v.dtype))
+    """g v + (1 - g) b, (..., N). In half precision g would be rounded to steps of 2^-8, as large as what m learns: it goes in two parts."""
+    rest = None if b is None else ((1 - g) * b).to(v.dtype)
+    if v.dtype != g.dtype:
+        near = g.detach().to(v.dtype)                                                 # g to 8 bits, and what is missing
+        rest, g = v * near if rest is None else torch.addcmul(rest, v, near), (g - near).to(v.dtype)
+    return v * g if rest is None else torch.addcmul(rest, v, g)

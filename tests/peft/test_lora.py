@@ -6,10 +6,11 @@ from torch import nn
 
 from minift import peft
 from minift.errors import InputError
+from minift.models.cache import KVCache
 from minift.peft.attach import put_in
 from minift.peft.lora import LoRAEmbedding, LoRALinear
 from minift.train.optim import adamw, parameter_groups
-from tests.peft.small import filled
+from tests.peft.small import filled, gpt2, llama
 
 
 def test_lora_worked_by_hand():
@@ -230,3 +231,69 @@ def test_trap23_merging_into_an_integer_weight_is_refused():
     base.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)     # 4 bits, packed
     with pytest.raises(InputError, match="round the change away"):
         lora.merged(base)
+
+
+FAMILIES = {
+    "llama": (llama, ["q", "k", "v", "out", "gate", "up", "down", "embed", "head"]),
+    "gpt2": (gpt2, ["qkv", "out", "up", "down", "embed", "positions", "head"]),
+}
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+
+
+def agrees_with_cache_packing_and_checkpointing(model):
+    """What holds for a model must hold with its adapters: step by step, packed, recomputed."""
+    whole = model(IDS)
+    with torch.no_grad():
+        cache = KVCache(model.config, batch=2, capacity=6)
+        steps = [model(IDS[:, :3], cache=cache), *(model(IDS[:, t : t + 1], cache=cache) for t in (3, 4, 5))]
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=0, atol=1e-5)     # sums of <= 20 float32 products, logits ~ 1
+    row, segments = torch.cat([IDS[0, :2], IDS[1], IDS[0]])[None], torch.tensor([[0] * 2 + [1] * 6 + [2] * 6])
+    packed = model(row, segments=segments)[0]
+    torch.testing.assert_close(torch.stack([packed[8:], packed[2:8]]), whole, rtol=0, atol=1e-5)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    plain = torch.autograd.grad(whole.square().sum(), trained)
+    model.checkpointing = True
+    again = torch.autograd.grad(model(IDS).square().sum(), trained)
+    assert all(torch.equal(a, b) and a.count_nonzero() for a, b in zip(plain, again))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trap32_cache_packing_and_checkpointing_agree_on_linears_embeddings_and_fused_qkv(family):
+    make, targets = FAMILIES[family]
+    model = make()
+    peft.attach(model, peft.LoRA(rank=3, alpha=5, targets=targets, rank_pattern={"down_proj|c_fc": 2}, rslora=True))
+    agrees_with_cache_packing_and_checkpointing(filled(model))
+
+
+def test_generation_with_an_adapter_is_generation_with_the_merged_weights():
+    model, ids = llama(), torch.tensor([[3], [7], [0]])
+    peft.attach(model, peft.LoRA(rank=3, targets=["q", "down", "embed", "head"], alpha=30))
+    cache, text = KVCache(filled(model).config, batch=3, capacity=9), ids
+    with torch.no_grad():
+        for _ in range(8):
+            ids = model(ids, cache=cache)[:, -1].argmax(-1, keepdim=True)
+            text = torch.cat([text, ids], dim=1)
+        peft.merge(model)
+        again = text[:, :1]
+        for _ in range(8):
+            again = torch.cat([again, model(again)[:, -1].argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(text, again) and len(text.unique()) > 3
+
+
+@pytest.mark.parametrize("targets", [["head"], ["embed"], ["embed", "head"]])
+def test_trap25_on_a_tied_weight_each_side_has_its_own_change(targets):
+    model = llama()
+    E = model.embed.weight.detach().clone()
+    assert model.head.weight is model.embed.weight
+    peft.attach(model, peft.LoRA(rank=3, alpha=6, targets=targets))
+    filled(model)
+    h, ids, parts = torch.randn(2, 12), torch.tensor([4, 0, 10]), {t: getattr(model, t).adapters["default"] for t in targets}
+    head = E + 2 * parts["head"].B @ parts["head"].A if "head" in targets else E
+    embed = E + 2 * (parts["embed"].B @ parts["embed"].A).T if "embed" in targets else E
+    torch.testing.assert_close(model.head(h), h @ head.T)
+    torch.testing.assert_close(model.embed(ids), embed[ids])
+    peft.merge(model)
+    torch.testing.assert_close(model.head.weight, head)
+    torch.testing.assert_close(model.embed.weight, embed)
+    peft.unmerge(model)
+    assert model.head.weight is model.embed.weight and torch.equal(model.embed.weight, E)
