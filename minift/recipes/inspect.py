@@ -1,8 +1,8 @@
 """What is in a folder: a model's modules, shapes, parameters and memory; for an adapter, what it changes and by how much.
 
-    ‖ΔW‖ is the Frobenius norm of (alpha / r) B A, the change an adapter makes to a weight.
+    ‖ΔW‖ is the Frobenius norm of the change an adapter makes to a weight, (alpha / r) B A for LoRA; minift/peft/changes.py has the others.
 
-Nothing of a model is loaded: shapes come from the headers of the safetensors files.
+Nothing of a model is loaded, unless --model asks for the differences to its weights: shapes come from the headers of the files.
 Proved in tests/recipes/test_using.py."""
 
 from dataclasses import dataclass
@@ -15,9 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from minift import folder as folders
+from minift.errors import InputError
+from minift.files import recover
 from minift.models.folder import FLOATS, stored
 from minift.peft import files as adapters
-from minift.peft.changes import changes
+from minift.peft.adapter_folders import config_path
+from minift.peft.changes import changes, changes_on
 from minift.recipes.report import terminal_table
 
 
@@ -27,12 +30,16 @@ class Config:
 
     folder: Annotated[str, tyro.conf.Positional]
     """A model folder, an adapter folder, or the bundled "base"."""
+    model: str | None = None
+    """The base model of an adapter: measures the change of each weight, which the file alone does not tell for every method."""
 
 
 def run(config: Config) -> None:
-    path = Path(config.folder)
-    is_adapter = (path / "adapter_config.json").exists()
-    Console().print(adapter_table(path) if is_adapter else model_table(folders.locate(config.folder)))
+    path = recover(config.folder)
+    is_adapter = config_path(path).exists()
+    if config.model is not None and not is_adapter:
+        raise InputError(f"--model names the base of an adapter, and {path} is none: leave it out")
+    Console().print(adapter_table(path, config.model) if is_adapter else model_table(folders.locate(config.folder)))
 
 
 def model_table(folder: Path) -> Table:
@@ -52,9 +59,23 @@ def model_table(folder: Path) -> Table:
     return terminal_table(str(folder), ["tensor", "times", "shape", "stored as", "parameters", "share"], rows)
 
 
-def adapter_table(folder: Path) -> Table:
+def adapter_table(folder: Path, base: str | None = None) -> Table:
     method, tensors = adapters.read(folder)
-    total = sum(tensor.numel() for tensor in tensors.values())
-    rows = [[c.module, str(c.rank), f"{c.parameters:,}", f"{c.norm:.4f}", f"{c.singular_values[0]:.4f}"] for c in changes(method, tensors)]
-    rows.append(["all", "", f"{total:,}", "", f"{sum(t.numel() * t.element_size() for t in tensors.values()) / 1e6:.2f} MB"])
-    return terminal_table(f"{folder}: {method}", ["module", "rank", "parameters", "‖ΔW‖", "largest singular value"], rows)
+    if base is None:
+        found = changes(method, tensors)
+    else:
+        model, _ = folders.load(base)
+        adapters.load(model, folder)
+        try:
+            found = changes_on(model)
+        except InputError as error:
+            raise InputError(f"--model measures what merging would change. {error}; without --model its own numbers are shown") from None
+    measures = {change.measure for change in found}
+    numbers, size = sum(tensor.numel() for tensor in tensors.values()), sum(t.numel() * t.element_size() for t in tensors.values())
+    rows = [[
+        c.module, "" if c.rank is None else str(c.rank), f"{c.parameters:,}", f"{c.size:.4f}" if len(measures) == 1 else f"{c.measure} {c.size:.4f}",
+        "" if c.singular_values is None or not len(c.singular_values) else f"{c.singular_values[0]:.4f}",
+    ] for c in found]    # fmt: skip
+    rows.append(["all", "", f"{numbers:,}", "", f"{size / 1e6:.2f} MB"])
+    header = ["module", "rank", "parameters", measures.pop() if len(measures) == 1 else "size", "largest singular value"]
+    return terminal_table(f"{folder}: {method}", header, rows)

@@ -1,5 +1,8 @@
 """Fold an adapter into its base: W + (alpha / r) B A becomes the weight, and the result is a plain checkpoint that needs no minift.
 
+Methods whose work no weight can do (bottlenecks, virtual tokens, edits of positions) refuse and say why. In bfloat16 or float16 each
+merged weight is computed in float32 and rounded once, which may lose a small change: float32 keeps it.
+
 Proved in tests/recipes/test_using.py."""
 
 from dataclasses import dataclass

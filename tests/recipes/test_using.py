@@ -6,13 +6,15 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from minift import generate, load, peft
+from minift import generate, load, peft, save
 from minift.data import pydocs
 from minift.data.examples import ask, build, prompt_ids
 from minift.data.sources import Row
 from minift.evaluate.perplexity import text_bits_per_byte
 from minift.recipes.loading import ModelChoice, SamplingChoice, use_template
+from tests.conftest import random_model
 
 PROMPTS = ["The object is", "A name", "return"]
 ASK = {"messages": [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "It."}]}
@@ -31,6 +33,40 @@ def adapter(small_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters") / "adapter"
     peft.save(model, folder)
     return folder
+
+
+SETS = {
+    "lora": peft.LoRA(rank=3), "rslora": peft.LoRA(rank=2, rslora=True), "dora": peft.DoRA(rank=2), "pissa": peft.PiSSA(rank=2),
+    "adalora": peft.AdaLoRA(init_r=3, target_r=2), "vera": peft.VeRA(rank=5), "ia3": peft.IA3(), "norms": peft.LayerNormTuning(),
+    "bitfit": peft.BitFit(add_missing=True), "tokens": peft.NewTokens(ids=(5, 9)), "full": peft.Full(), "last": peft.LastLayers(),
+    "head": peft.Head(), "prompt": peft.Prompt(length=3), "prefix": peft.Prefix(length=3, projection_size=7), "p-tuning": peft.PTuning(length=3),
+    "p-tuning-v2": peft.PTuningV2(length=3), "bottleneck": peft.BottleneckAdapter(), "pfeiffer": peft.Pfeiffer(), "parallel": peft.Parallel(),
+    "reft": peft.LoReFT(rank=2),
+}  # fmt: skip
+UNMERGEABLE = {"prompt", "prefix", "p-tuning", "p-tuning-v2", "bottleneck", "pfeiffer", "parallel", "reft"}
+READ_AS = {"p-tuning-v2": peft.Prefix, "pissa": peft.LoRA}
+"""Sets whose file is that of another method."""
+
+
+@pytest.fixture(scope="module")
+def adapters(small_model, tmp_path_factory):
+    """name of a method -> the folder of such an adapter, far from its start."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            model, _ = load(small_model)
+            torch.manual_seed(3)
+            peft.attach(model, SETS[name])
+            with torch.no_grad():
+                for key, parameter in model.named_parameters():
+                    if ".adapters." in key:
+                        parameter += 0.1 * torch.randn(parameter.shape)
+            made[name] = tmp_path_factory.mktemp("adapters") / name
+            peft.save(model, made[name])
+        return made[name]
+
+    return make
 
 
 @pytest.fixture
@@ -267,6 +303,128 @@ def test_a_merge_needs_an_adapter_and_a_free_folder(minift, small_model, adapter
     assert not (tmp_path / "used/mine").exists()
 
 
+@pytest.mark.parametrize("name", sorted(SETS.keys() - UNMERGEABLE))
+def test_every_mergeable_method_is_merged_into_a_checkpoint_that_answers_alike(minift, small_model, adapters, name, tmp_path):
+    status, said, complaint = minift("merge", "--model", small_model, "--adapter", adapters(name), "--out", tmp_path / "merged")
+    if name == "bitfit":                                                            # biases that LLaMA's layout has no place for
+        assert status == 2 and "bias" in complaint and not (tmp_path / "merged").exists()
+        return
+    assert status == 0 and "written" in said
+    ids = torch.tensor([[5, 9, 11, 3], [7, 7, 2, 30]])
+    model, _ = load(small_model)
+    base = model(ids)
+    peft.load(model, adapters(name))
+    with torch.no_grad():
+        torch.testing.assert_close(load(tmp_path / "merged")[0](ids), model(ids), rtol=0, atol=2e-3 * base.abs().max().item())
+        assert not torch.allclose(model(ids), base, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", sorted(UNMERGEABLE))
+def test_methods_that_no_weight_can_hold_refuse_to_be_merged_and_say_why(minift, small_model, adapters, name, tmp_path):
+    status, _, complaint = minift("merge", "--model", small_model, "--adapter", adapters(name), "--out", tmp_path / "merged")
+    assert status == 2 and re.search("cannot be merged|nothing to merge", complaint) and "eep" in complaint and not (tmp_path / "merged").exists()
+
+
+def test_merging_in_bfloat16_rounds_the_float32_sum_once(minift, small_model, adapter, tmp_path):
+    status, said, _ = minift("merge", "--model", small_model, "--adapter", adapter, "--dtype", "bfloat16", "--out", tmp_path / "merged")
+    assert status == 0 and "checkpoint in bfloat16" in said
+    model, _ = load(small_model, torch.bfloat16)
+    peft.load(model, adapter)
+    part = model.blocks[1].mlp.up
+    exact = part.base.weight.float() + 6 / 3 * part.adapters["default"].B @ part.adapters["default"].A
+    merged = load_file(tmp_path / "merged/model.safetensors")["model.layers.1.mlp.up_proj.weight"]
+    assert merged.dtype == torch.bfloat16 and torch.equal(merged, exact.to(torch.bfloat16))
+
+
+# --------------------------------------------------------------------------------------------------------- combine and extract-lora
+
+
+def test_adapters_are_combined_into_one_that_does_both(minift, small_model, adapter, adapters, tmp_path):
+    other = adapters("rslora")
+    status, said, _ = minift("combine", "--adapters", adapter, other, "--weights", 0.7, -0.3, "--model", small_model, "--out", tmp_path / "both")
+    assert status == 0 and "100.00 %" in said and f"a LoRA adapter for {small_model}" in said
+    weight = "blocks.1.mlp.up.weight"
+    changes = []
+    for folder in (adapter, other, tmp_path / "both"):
+        model, _ = load(small_model)
+        before = model.get_parameter(weight).clone()
+        peft.load(model, folder)
+        peft.merge(model)
+        changes.append(model.get_parameter(weight) - before)
+    torch.testing.assert_close(changes[2], 0.7 * changes[0] - 0.3 * changes[1], rtol=0, atol=1e-5)
+    assert json.loads((tmp_path / "both/adapter_config.json").read_text())["base_model_name_or_path"] == str(small_model)
+
+
+def test_a_vote_is_cut_to_its_rank_and_says_what_it_kept(minift, small_model, adapter, adapters, tmp_path):
+    status, said, _ = minift("combine", "--adapters", adapter, adapters("rslora"), "--weights", 1, 1, "--how", "ties", "--rank", 2, "--density", 0.4,
+                             "--model", small_model, "--out", tmp_path / "both")    # fmt: skip
+    [line] = [line for line in rows(said) if line[0] == "blocks.1.mlp.up"]
+    assert status == 0 and line[1] == "2" and 0 < float(line[2].split()[0]) < 100
+
+
+@pytest.mark.parametrize("options, text", [
+    (("--weights", 1), "2 --adapters but 1 --weights"),
+    (("--weights", 1, 1, "--rank", 2), "has no effect on 'linear'"),
+    (("--weights", 1, "nan"), "weights is {'1': 1.0, '2': nan}"),
+])    # fmt: skip
+def test_what_cannot_be_combined(minift, small_model, adapter, adapters, tmp_path, options, text):
+    status, _, complaint = minift("combine", "--adapters", adapter, adapters("rslora"), "--model", small_model, "--out", tmp_path / "out", *options)
+    assert status == 2 and text in complaint and not (tmp_path / "out").exists()
+    ia3 = ("--adapters", adapter, adapters("ia3"), "--weights", 1, 1, "--model", small_model, "--out", tmp_path / "out")
+    assert "the set '2' is IA3, whose change is no low-rank product" in minift("combine", *ia3)[2]
+
+
+@pytest.fixture(scope="module")
+def tuned(small_model, tmp_path_factory):
+    """A checkpoint that differs from the small model in every block's MLP and in the last norm."""
+    model, tokenizer = load(small_model)
+    dice = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".mlp." in name or name == "norm.weight":
+                parameter += 0.05 * torch.randn(parameter.shape, generator=dice)
+    save(model, tokenizer, tmp_path_factory.mktemp("tuned") / "model")
+    return tmp_path_factory.getbasetemp() / "tuned0/model"
+
+
+def test_an_adapter_is_extracted_from_two_checkpoints(minift, small_model, tuned, tmp_path):
+    status, said, _ = minift("extract-lora", "--base", small_model, "--tuned", tuned, "--rank", 32, "--out", tmp_path / "all")
+    assert status == 0 and "1 parameters differ and are not in the adapter" in said
+    [line] = [line for line in rows(said) if line[0] == "norm.weight"]
+    assert line[1].startswith("left: ")
+    model, _ = load(small_model)
+    whole, _ = load(tuned)
+    model.norm = whole.norm
+    peft.load(model, tmp_path / "all")
+    ids = torch.tensor([[5, 9, 11, 3]])
+    torch.testing.assert_close(model(ids), whole(ids), rtol=0, atol=1e-3)
+    status, said, _ = minift("extract-lora", "--base", small_model, "--tuned", tuned, "--share", 0.5, "--out", tmp_path / "half")
+    kept = [float(line[2].split()[0]) for line in rows(said) if ".mlp." in line[0]]
+    assert status == 0 and len(kept) == 6 and 50 <= min(kept) <= max(kept) < 65
+
+
+@pytest.mark.parametrize("options, text", [
+    ((), "name a rank or a share"),
+    (("--rank", 0), "rank is 0"),
+    (("--rank", 2, "--targets", "query"), "'query' matches no linear"),
+])    # fmt: skip
+def test_what_cannot_be_extracted(minift, small_model, tuned, tmp_path, options, text):
+    status, _, complaint = minift("extract-lora", "--base", small_model, "--tuned", tuned, "--out", tmp_path / "out", *options)
+    assert status == 2 and text in complaint and not (tmp_path / "out").exists()
+
+
+def test_checkpoints_of_two_families_or_shapes_are_not_compared(minift, small_model, small_tokenizer, tmp_path):
+    save(random_model(small_tokenizer, layers=1), small_tokenizer, tmp_path / "short")
+    gpt2 = dict(family="gpt2", norm="layernorm", position="learned", activation="gelu_tanh", gated=False, qkv="joined", qkv_bias=True, kv_heads=4,
+                attention_out_bias=True, mlp_bias=True)    # fmt: skip
+    save(random_model(small_tokenizer, **gpt2), small_tokenizer, tmp_path / "gpt2")
+    against = lambda folder: minift("extract-lora", "--base", small_model, "--tuned", folder, "--rank", 2, "--out", tmp_path / "out")
+    status, _, complaint = against(tmp_path / "gpt2")
+    assert status == 2 and f"{small_model} is a llama model and {tmp_path / 'gpt2'} a gpt2" in complaint
+    status, _, complaint = against(tmp_path / "short")
+    assert status == 2 and "only in the base: blocks.1.norm1.weight" in complaint and not (tmp_path / "out").exists()
+
+
 # ------------------------------------------------------------------------------------------------------------------ inspect and data
 
 
@@ -289,6 +447,45 @@ def test_inspect_shows_what_an_adapter_changes_and_how_much(minift, small_model,
     assert status == 0 and line[1:3] == ["3", str(3 * (32 + 48))]
     assert float(line[3]) == pytest.approx(change.norm().item(), abs=6e-5)
     assert float(line[4]) == pytest.approx(torch.linalg.matrix_norm(change, 2).item(), abs=6e-5)
+
+
+def stored_numbers(folder):
+    [file] = folder.glob("*.safetensors")
+    return sum(tensor.numel() for tensor in load_file(file).values())
+
+
+@pytest.mark.parametrize("name", sorted(SETS))
+def test_inspect_shows_every_method_from_its_folder_alone(minift, adapters, name):
+    folder = adapters(name)
+    status, said, _ = minift("inspect", folder)
+    table = rows(said)
+    assert status == 0 and table[-1][:2] == ["all", f"{stored_numbers(folder):,}"] and f"{READ_AS.get(name, type(SETS[name])).__name__}(" in " ".join(said.split())
+    assert all(math.isfinite(float(number)) for line in table[4:-1] for number in re.findall(r" (-?\d+\.\d{4}|nan|inf)\b", " ".join(line)))
+
+
+@pytest.mark.parametrize("name", sorted(SETS.keys() - UNMERGEABLE))
+def test_inspect_with_the_base_shows_the_change_of_each_weight(minift, small_model, adapters, name):
+    before = dict(load(small_model)[0].named_parameters(remove_duplicate=False))
+    model, _ = load(small_model)
+    peft.load(model, adapters(name))
+    peft.merge(model)
+    peft.remove(model, "default")
+    after = dict(model.named_parameters(remove_duplicate=False))
+    status, said, _ = minift("inspect", adapters(name), "--model", small_model)
+    assert status == 0
+    lines = {line[0]: line for line in rows(said) if len(line) > 2}
+    changed = [key for key in before if key in after and not torch.equal(before[key], after[key])]
+    assert changed or name == "bitfit"
+    for key in changed:
+        line = lines[key.removesuffix(".weight")]
+        size = (after[key] - before[key]).norm().item()
+        assert any(float(number) == pytest.approx(size, abs=1e-4, rel=1e-5) for number in re.findall(r"\d+\.\d{4}", " ".join(line))), (key, line, size)
+
+
+def test_what_cannot_be_inspected(minift, small_model, adapters):
+    assert "--model names the base of an adapter" in minift("inspect", small_model, "--model", small_model)[2]
+    status, _, complaint = minift("inspect", adapters("prompt"), "--model", small_model)
+    assert status == 2 and "without --model its own numbers are shown" in complaint
 
 
 def test_data_shows_the_mask_the_lengths_and_the_report(minift, small_model, questions):
