@@ -41,8 +41,8 @@ def test_a_texts_rows_are_repeated_or_cut_to_the_length():
 
 
 def test_the_vocabularys_rows_are_those_of_frequent_tokens():
-    model = llama(vocab_size=5003)
-    model.embed.weight.data = torch.arange(5003.0)[:, None].expand(5003, 12).clone()
+    model = llama(vocab_size=20000)
+    model.embed.weight.data = torch.arange(20000.0)[:, None].expand(5003, 12).clone()
     peft.attach(model, peft.Prompt(length=15))                             # the default start
     rows = table(model)[:, 0]
     assert torch.equal(table(model), rows[:, None].expand(15, 12)) and rows.max() < 5000
