@@ -215,6 +215,8 @@ class AdaLoRALinear(nn.Module):
 
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:                    # (..., K) -> (..., N)
         y = base(x)                                                             # (..., N)
+        if not len(self.E):                                                     # a file may have left this module nothing
+            return y
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         low = F.linear(x, self.Q.to(x.dtype))                                   # (..., r)

@@ -81,7 +81,10 @@ class Bias(nn.Module):
         self.bias = nn.Parameter(old.detach().to(torch.promote_types(old.dtype, torch.float32), copy=True))     # (N,), trap 34
 
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:                          # (..., K) -> (..., N)
-        return functional_call(base, {"bias": self.bias.to(x.dtype if base.bias is None else base.bias.dtype)}, (x,))
+        if base.bias is None:
+            y = base(x)
+            return y + self.bias.to(y.dtype)                                          # zeros change no bit of y
+        return functional_call(base, {"bias": self.bias.to(base.bias.dtype)}, (x,))
 
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         return {"bias": self.bias.to(base.weight.dtype if base.bias is None else base.bias.dtype)}
