@@ -62,7 +62,7 @@ class AdapterFusion:
             if here and len(here) < len(self.names):
                 raise InputError(f"AdapterFusion mixes sets on the same modules, and on {path} there is only {', '.join(here)}")
             if here:
-                small[path] = Fusion(tuple(wrapper.adapters[name] for name in here))
+                small[path] = Fusion(tuple(wrapper.adapters[name] for name in here), PENALTY if self.regularization else 0.0)
         return small
 
     def to_file(self, model: nn.Module, small: dict[str, nn.Module]) -> dict:
@@ -86,8 +86,9 @@ class Fusion(nn.Module):
 
     file_names = {"Q": "query.weight", "q": "query.bias", "K": "key.weight", "k": "key.bias", "V": "value.weight"}
 
-    def __init__(self, parts: tuple[Bottleneck, ...]):
+    def __init__(self, parts: tuple[Bottleneck, ...], weight: float = PENALTY):
         super().__init__()
+        self.weight = weight                                           # of the penalty in the loss
         like = parts[0].U
         C, options = like.shape[0], dict(device=like.device, dtype=like.dtype)
         self.parts = parts                                             # a tuple: nn.Module does not look into it
@@ -108,7 +109,7 @@ class Fusion(nn.Module):
         return F.linear(mixed, self.V.to(mixed.dtype))                                    # V once on the mean, not N times
 
     def penalty(self) -> Tensor:
-        return PENALTY * (self.V - torch.eye(len(self.V), device=self.V.device, dtype=self.V.dtype)).square().sum()
+        return self.weight * (self.V - torch.eye(len(self.V), device=self.V.device, dtype=self.V.dtype)).square().sum()
 
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         raise InputError("AdapterFusion cannot be merged: it mixes its adapters anew for every token, so no fixed weight can hold it")

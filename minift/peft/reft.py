@@ -100,7 +100,7 @@ class Edit(nn.Module):
         nn.init.uniform_(self.W, -(C**-0.5), C**-0.5)                                # as nn.Linear starts
         nn.init.uniform_(self.b, -(C**-0.5), C**-0.5)
         if like.device.type != "meta":
-            self.X.data.copy_(reflections(torch.randn_like(self.X))[0])              # R: any orthonormal rows, all equally likely
+            self.X.data.copy_(reflections(torch.randn_like(self.X))[0])              # all subspaces are equally likely
 
     def R(self) -> Tensor:                                                           # (r, C)
         return orthonormal(self.X)
