@@ -30,6 +30,7 @@ from minift.errors import InputError
 from minift.evaluate.perplexity import Perplexity, perplexity
 from minift.files import new_folder, write_text
 from minift.generate import generate, position_limit
+from minift.losses.fused import next_token_from_hidden
 from minift.losses.sft import next_token
 from minift.models.transformer import Transformer
 from minift.peft.training import after_step, penalty
@@ -203,7 +204,11 @@ def refuse_too_long(examples: Sequence[Example], model: Transformer) -> None:
 
 
 def loss(model: nn.Module, batch: Batch):
-    total, targets = next_token(model(batch.token_ids, segments=batch.segments), batch.token_ids, batch.loss_mask)
+    if type(model.head) is nn.Linear and model.head.bias is None and not torch.compiler.is_compiling():
+        hidden = model.hidden(batch.token_ids, segments=batch.segments)
+        total, targets = next_token_from_hidden(hidden, model.head.weight, batch.token_ids, batch.loss_mask)
+    else:                                                                   # a head with an adapter, or in 4 bits, has to be called
+        total, targets = next_token(model(batch.token_ids, segments=batch.segments), batch.token_ids, batch.loss_mask)
     asked = penalty(model)
     return (total if asked is None else total + asked * targets), targets
 
