@@ -32,6 +32,7 @@ class PTuning:
     hidden_size: int | None = None
     """S; None is C / 2, the paper's, with which the LSTM's two directions together are as wide as the model."""
     lstm_layers: int = 2
+    """Layers of the LSTM; the paper's."""
     dropout: float = 0.0
     """Between the layers of the LSTM, while training."""
 

@@ -14,13 +14,17 @@ from minift.errors import InputError
 from minift.peft import files
 from minift.generate import generate_ids
 from minift.models.transformer import Transformer
-from minift.recipes.methods import METHODS, method_config
+from minift.recipes.methods import METHODS as ALL
+from minift.recipes.methods import method_config
 from tests.models.small import CONFIGS, model, tokens
 
+METHODS = {name: entry for name, entry in ALL.items() if name != "fusion"}      # mixes sets that must be there: tests/peft/test_fusion.py
 FAMILIES = [name for name in CONFIGS if name != "dynamic"]           # its frequencies look at the longest row: packed differs by nature
 NOT_THE_BASE_AT_STEP_0 = {"prefix", "prompt", "p-tuning", "p-tuning-v2", "loreft"}
 """Their papers start from random numbers."""
-OPTIONS = {"tokens": {"ids": "5,7"}, "bitfit": {"add_missing": "true"}, "vera": {"rank": "6"}}
+NEAR_THE_BASE_AT_STEP_0 = {"houlsby", "pfeiffer"}
+"""Their papers start near the identity: within a hundredth or so."""
+OPTIONS = {"tokens": {"ids": "5,7"}, "bitfit": {"add_missing": "true"}, "vera": {"rank": "6"}, "adalora": {"init_r": "3", "target_r": "2"}}
 
 
 def config(name: str, **more):
@@ -45,6 +49,7 @@ def attached(family: str, name: str, trained=True) -> Transformer:
 
 
 def near(a, b):
+    """Equal up to the rounding of other shapes of the same products."""
     torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * b.abs().max().item())
 
 
@@ -55,7 +60,9 @@ def test_every_family_starts_at_the_base_learns_and_goes_back(family, name, tmp_
     with torch.no_grad():
         before = model(family)(ids)
         fresh = attached(family, name, trained=False).eval()
-        if name not in NOT_THE_BASE_AT_STEP_0:
+        if name in NEAR_THE_BASE_AT_STEP_0:
+            torch.testing.assert_close(fresh(ids), before, rtol=0, atol=0.03 * before.abs().max().item())
+        elif name not in NOT_THE_BASE_AT_STEP_0:
             near(fresh(ids), before)
     decoder = attached(family, name).eval()
     after = decoder(ids)

@@ -11,8 +11,10 @@ from minift.errors import InputError
 from minift.folder import load
 from minift.recipes.methods import METHODS, field_docs, method_config, parse
 
+ALONE = [name for name in METHODS if name != "fusion"]              # it mixes trained adapters: the last test
+
 ROWS = [{"prompt": f"a {colour} {thing} is", "completion": f" {colour}."} for colour in ("red", "blue", "green") for thing in ("sun", "cat", "tea")]
-NEEDED = {"tokens": ("--options", "ids", "5,7")}
+NEEDED = {"tokens": ("--options", "ids", "5,7"), "bitfit": ("--options", "add-missing", "true"), "adalora": ("--options", "init-r", "3", "target-r", "2")}
 """Options without which a method cannot run."""
 
 
@@ -28,7 +30,7 @@ def data(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ALONE)
 def test_sft_takes_every_method_and_what_it_writes_gives_the_reported_loss(minift, small_model, data, tmp_path, name):
     status, said, complaint = minift(
         "sft", "--method", name, "--model", small_model, "--data", data, "--eval-data", data, "--out", tmp_path / "run", "--max-steps", 3,
