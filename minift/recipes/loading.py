@@ -1,5 +1,6 @@
 """What every verb that uses a model asks for: which one, with which adapter, how it samples. Their fields become the verb's options."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ class ModelChoice:
     def load(self) -> tuple[Transformer, Tokenizer]:
         model, tokenizer = folders.load(self.model, getattr(torch, self.dtype), self.device)
         if self.adapter is not None:
-            peft.load(model, recover(self.adapter))
+            put_on(model, recover(self.adapter))
             template = self.adapter / "chat_template.jinja"
             if template.exists():                                # the one it was trained with
                 tokenizer.chat_template = template.read_text(encoding="utf-8")
@@ -59,6 +60,25 @@ class SamplingChoice:
         """As keyword arguments of generate and stream."""
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed")
         return {name: getattr(self, name) for name in names}
+
+
+MIXED = "mixed"
+"""Inside the adapter folder of a fusion: the folders of the sets it mixes, each named as its set."""
+
+
+def put_on(model: Transformer, folder: Path) -> None:
+    """Load the adapter in `folder`, after the sets it mixes if it is a fusion; it is the active one."""
+    if (folder / MIXED).is_dir():
+        load_sets(model, sorted((folder / MIXED).iterdir()))
+    peft.load(model, folder)
+
+
+def load_sets(model: Transformer, folders: Sequence[Path]) -> tuple[str, ...]:
+    """Load several adapters, each as a set named after its folder (or the run it lies in); returns the names."""
+    names = tuple(re.sub(r"[^\w-]", "_", folder.parent.name if folder.name == "adapter" else folder.name) for folder in folders)
+    for name, folder in zip(names, folders):
+        peft.load(model, folder, name)
+    return names
 
 
 def use_template(tokenizer: Tokenizer, rows: Sequence[Row], template: str | None) -> None:

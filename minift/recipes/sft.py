@@ -34,7 +34,7 @@ from minift.losses.fused import next_token_from_hidden
 from minift.losses.sft import next_token
 from minift.models.transformer import Transformer
 from minift.peft.training import after_step, penalty
-from minift.recipes.loading import use_template
+from minift.recipes.loading import MIXED, load_sets, use_template
 from minift.recipes.methods import FLAGS, METHODS, method_config
 from minift.recipes.report import draw_loss, markdown_table
 from minift.tokenizer import Tokenizer
@@ -181,7 +181,12 @@ def choose_parameters(model: Transformer, config: MethodConfig, tokenizer: Token
     known = entry.fields()
     chosen = {name: v for name, v in given.items() if v not in (None, ()) and (FLAGS[name] in known or v != defaults[name])}
     torch.manual_seed(config.seed)
-    peft.attach(model, method_config(config.method, chosen, config.options, tokenizer))
+    options = dict(config.options)
+    if config.method == "fusion":
+        if "adapters" not in options:
+            raise InputError("--method fusion needs --options adapters DIR,DIR: the folders of the bottleneck adapters to mix")
+        options["names"] = ",".join(load_sets(model, [Path(folder.strip()) for folder in options.pop("adapters").split(",")]))
+    peft.attach(model, method_config(config.method, chosen, options, tokenizer))
 
 
 def with_rate(config: MethodConfig) -> MethodConfig:
@@ -241,6 +246,9 @@ def write_result(model: Transformer, tokenizer: Tokenizer, config: MethodConfig,
     if not METHODS[config.method].whole:
         with new_folder(folder / "adapter", overwrite=True) as aside:
             peft.save(model, aside, base_model=base)
+            for name in peft.names(model):
+                if name != "default":                           # what a fusion mixes goes with it
+                    peft.save(model, aside / MIXED / name, name, base_model=base)
             if tokenizer.chat_template:                         # an adapter works with the template it was trained with only
                 write_text(aside / "chat_template.jinja", tokenizer.chat_template)
         return folder / "adapter"

@@ -111,3 +111,19 @@ def test_a_penalty_is_added_per_step_not_per_token(small_model, monkeypatch):
     plain, targets = sft.loss(model, batch)
     monkeypatch.setattr(sft, "penalty", lambda model: torch.tensor(0.5))
     assert sft.loss(model, batch)[0].item() / targets == pytest.approx(plain.item() / targets + 0.5)
+
+
+def test_a_fusion_mixes_the_adapters_of_two_runs_and_carries_them_along(minift, small_model, data, tmp_path):
+    common = ("--model", small_model, "--data", data, "--eval-data", data, "--max-steps", 2, "--lr", 1e-2, "--samples", 0, "--precision", "fp32")
+    for run in ("one", "two"):
+        assert minift("sft", "--method", "pfeiffer", *common, "--out", tmp_path / run, "--seed", len(run) + ord(run[0]))[0] == 0
+    both = f"{tmp_path / 'one/adapter'},{tmp_path / 'two/adapter'}"
+    status, said, complaint = minift("sft", "--method", "fusion", *common, "--out", tmp_path / "mix", "--options", "adapters", both)
+    assert status == 0, complaint
+    assert sorted(path.name for path in (tmp_path / "mix/adapter/mixed").iterdir()) == ["one", "two"]
+    use = ("--model", small_model, "--adapter", tmp_path / "mix/adapter", "--data", data, "--out", tmp_path / "m.json")
+    assert minift("evaluate", *use)[0] == 0
+    reported = float(next(line for line in said.splitlines() if line.startswith("held-out loss")).split()[4])
+    assert json.loads((tmp_path / "m.json").read_text())["nats per token"] == pytest.approx(reported, abs=0.0006)
+    status, _, complaint = minift("sft", "--method", "fusion", *common, "--out", tmp_path / "none")
+    assert status == 2 and "--method fusion needs --options adapters DIR,DIR" in complaint
