@@ -120,6 +120,10 @@ class Own(nn.Module):
         mine = {name: value.to(getattr(base, name).dtype) for name, value in self._parameters.items()}
         return functional_call(base, mine, inputs)
 
+    def plain_weight(self, base: nn.Module) -> Tensor | None:
+        """See wrapper.plain_weight."""
+        return self.weight if type(base) is nn.Linear and base.bias is None and self.weight.dtype == base.weight.dtype else None
+
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         """The trained numbers; where two modules share them, both get the same tensor, so tied stays tied."""
         return {name: value.to(getattr(base, name).dtype) for name, value in self._parameters.items()}

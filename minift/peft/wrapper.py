@@ -63,6 +63,16 @@ class Adapted(nn.Module):
             return getattr(super().__getattr__("base"), name)
 
 
+def plain_weight(module: nn.Module) -> Tensor | None:
+    """The (N, K) weight, if calling `module` is x WT and nothing more: the loss may then take it without calling the module."""
+    if isinstance(module, Adapted) and module.rows is None:
+        if module.active is None:
+            return plain_weight(module.base)
+        small = module.adapters[module.active]
+        return small.plain_weight(module.base) if hasattr(small, "plain_weight") else None
+    return module.weight if type(module) is nn.Linear and module.bias is None else None
+
+
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Path -> module of the model as it was before any adapter; a module found under two paths is listed under the first."""
     found: dict[str, nn.Module] = {}

@@ -34,6 +34,7 @@ from minift.losses.fused import next_token_from_hidden
 from minift.losses.sft import next_token
 from minift.models.transformer import Transformer
 from minift.peft.training import after_step, penalty
+from minift.peft.wrapper import plain_weight
 from minift.recipes.loading import MIXED, load_sets, use_template
 from minift.recipes.methods import FLAGS, METHODS, method_config
 from minift.recipes.report import draw_loss, markdown_table
@@ -209,9 +210,10 @@ def refuse_too_long(examples: Sequence[Example], model: Transformer) -> None:
 
 
 def loss(model: nn.Module, batch: Batch):
-    if type(model.head) is nn.Linear and model.head.bias is None and not torch.compiler.is_compiling():
+    head = plain_weight(model.head)
+    if head is not None and not torch.compiler.is_compiling():
         hidden = model.hidden(batch.token_ids, segments=batch.segments)
-        total, targets = next_token_from_hidden(hidden, model.head.weight, batch.token_ids, batch.loss_mask)
+        total, targets = next_token_from_hidden(hidden, head, batch.token_ids, batch.loss_mask)
     else:                                                                   # a head with an adapter, or in 4 bits, has to be called
         total, targets = next_token(model(batch.token_ids, segments=batch.segments), batch.token_ids, batch.loss_mask)
     asked = penalty(model)

@@ -6,6 +6,7 @@ from torch import nn
 
 from minift import peft
 from minift.errors import InputError
+from minift.peft.wrapper import plain_weight
 from tests.peft.small import gpt2, llama
 
 IDS = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
@@ -156,3 +157,15 @@ def test_any_module_has_a_full_and_a_head_but_last_layers_need_a_list():
 def test_more_blocks_than_there_are_is_refused(n):
     with pytest.raises(InputError, match=f"the last {n} blocks of a model with 2: choose 1 to 2"):
         peft.attach(llama(), peft.LastLayers(n))
+
+
+def test_the_head_of_a_baseline_is_a_plain_product_and_that_of_an_adapter_is_not():
+    model = llama(tie_embeddings=False)
+    assert plain_weight(model.head) is model.head.weight
+    peft.attach(model, peft.Full())
+    assert plain_weight(model.head) is model.head.adapters["default"].weight
+    with peft.disabled(model):
+        assert plain_weight(model.head) is model.head.base.weight
+    model = llama(tie_embeddings=False)
+    peft.attach(model, peft.LoRA(rank=2, targets=["head"]))
+    assert plain_weight(model.head) is None and plain_weight(nn.Linear(2, 2)) is None
