@@ -9,7 +9,7 @@ quickstart: .venv/installed
 test: .venv/tested
 	$(BIN)/python -m pytest -q --ignore=tests/parity
 
-parity: .venv/judged
+parity: .venv/judged .venv/adapters-library/installed
 	$(BIN)/python -m pytest -q tests/parity
 
 mutants: .venv/tested
@@ -31,4 +31,10 @@ notebooks: .venv/judged
 
 .venv/judged: .venv/tested
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,parity,notebooks]"
+	touch $@
+
+# a judge with an older transformers than the others' lives in a folder of its own (tests/parity/test_adapters_library.py)
+.venv/adapters-library/installed: .venv/judged tests/parity/adapters_library.txt
+	rm -rf .venv/adapters-library
+	$(BIN)/python -m pip install -q --no-deps --target .venv/adapters-library -r tests/parity/adapters_library.txt
 	touch $@

@@ -5,7 +5,8 @@
 
 f stands where each f_n stood (bottleneck.py): the query is what the adapters read, keys and values are what they add. The sets stay
 as they are, frozen and usable alone; Q, K, V are trained. V starts as the identity, and its distance from it is a penalty in the loss,
-so what comes out stays a mean of what was learned. Step 0 is therefore near the plain mean of the adapters, and not the base model.
+so what comes out stays a mean of what was learned. k adds the same to all N scores and cancels in the softmax: it is there for the
+files. Step 0 is therefore near the plain mean of the adapters, and not the base model.
 Left out: mixing parallel adapters (the paper mixes sequential ones, and the `adapters` library adds x twice there), the softmax's
 temperature, and the dropout on scores that the library takes from BERT's attention.
 Proved in tests/peft/test_fusion.py; equal to the `adapters` library in tests/parity/test_adapters_library.py."""
