@@ -1,13 +1,16 @@
-"""What a lesson looks at, as arrays: attention maps, rotations, the stream of vectors, which tokens count.
+"""What a lesson looks at, as arrays: attention maps, rotations, the stream of vectors, which tokens count; the rank and the directions
+of a change of weights, what of it survives rounding, what virtual tokens are near to, and what a training step has to remember.
 
 Nothing here draws: a picture is ten lines of matplotlib in the notebook. Nothing here computes a second time what the model
 computes: the numbers come through `capture`, from the very forward pass that makes the logits.
-T tokens of one text, H heads, D head width, C model width, V vocabulary, L blocks. Proved in tests/test_watch.py."""
+T tokens of one text, H heads, D head width, C model width, V vocabulary, L blocks; of a weight W (N, K), N outputs and K inputs.
+Proved in tests/test_watch.py."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from minift.data.batches import Example
 from minift.models.config import ModelConfig
@@ -58,6 +61,80 @@ def rotated(config: ModelConfig, x: Tensor, positions: Sequence[int]) -> Tensor:
 def marks(example: Example, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
     """[(piece, does it count in the loss), ...], one for each of the T tokens."""
     return [(tokenizer.piece(i), counts) for i, counts in zip(example.ids, example.loss_mask, strict=True)]
+
+
+# -- changes of weights ------------------------------------------------------------------------------------------------------------
+
+
+def spectra(changes: Sequence[Tensor]) -> Tensor:
+    """M matrices (N, K) -> (M, R): the singular values of each, the largest first; zeros where a matrix has fewer than R of them."""
+    values = [torch.linalg.svdvals(change) for change in changes]
+    R = max(map(len, values))
+    return torch.stack([F.pad(v, (0, R - len(v))) for v in values])
+
+
+def size_by_rank(singular_values: Tensor) -> Tensor:
+    """(..., R) -> (..., R): the share of ‖ΔW‖² that the nearest matrix of rank 1, 2, ..., R holds."""
+    squares = singular_values.square().cumsum(-1)
+    return squares / squares[..., -1:]
+
+
+def of_rank(change: Tensor, rank: int) -> Tensor:
+    """(N, K) -> (N, K): no matrix of this rank is nearer to `change` (Eckart and Young 1936)."""
+    U, S, Vt = torch.linalg.svd(change, full_matrices=False)
+    return U[:, :rank] * S[:rank] @ Vt[:rank]
+
+
+def agreement(one: Tensor, other: Tensor, most: int) -> Tensor:
+    """Two changes (N, K) -> (2, most): how much of the space of the first k directions of one is in that of the other, for k = 1..most.
+
+    Row 0: the directions they write to (the left singular vectors); row 1: those they read from (the right ones). 1 is the same space;
+    chance is k / N, or k / K. Eq. 4 of arXiv:2106.09685 with i = j = k."""
+    (U, _, Vt), (U_other, _, Vt_other) = (torch.linalg.svd(change, full_matrices=False) for change in (one, other))
+    meet = torch.stack([U[:, :most].T @ U_other[:, :most], Vt[:most] @ Vt_other[:most].T]).square()      # (2, most, most)
+    return meet.cumsum(-1).cumsum(-2).diagonal(dim1=-2, dim2=-1) / torch.arange(1, most + 1)
+
+
+def survived(changes: Sequence[Tensor], arrived: Sequence[Tensor]) -> tuple[float, float]:
+    """What was to be added to some weights, and what their values moved by: (share, cosine), over all of them together.
+
+    share = ⟨arrived, change⟩ / ‖change‖²: how far the weights went along the change. cosine: how much of what happened to them is that."""
+    wanted, found = (torch.cat([tensor.flatten() for tensor in side]).double() for side in (changes, arrived))
+    along = wanted @ found
+    return (along / wanted.square().sum()).item(), (along / (wanted.norm() * found.norm())).item() if found.any() else 0.0
+
+
+# -- virtual tokens ----------------------------------------------------------------------------------------------------------------
+
+
+def to_virtual(weights: Tensor, virtual: int) -> Tensor:
+    """What `attention` gives for a model with virtual tokens in front -> (L, H, T): the share that each real token gives to all of them."""
+    T = weights.shape[-1] - virtual
+    return weights[..., -T:, :virtual].sum(-1)
+
+
+def nearest(vectors: Tensor, table: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """vectors (n, C), an embedding table (V, C) -> cosines and ids, (n, count) both, the nearest row first. Cosine: length does not count."""
+    found = (F.normalize(vectors, dim=-1) @ F.normalize(table, dim=-1).T).topk(count)
+    return found.values, found.indices
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------------------
+
+
+def kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
+    """Bytes that autograd keeps for the backward pass while forward() runs: each stretch of memory once, the model's own weights not."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Tensor] = {}                                                    # held here, so that no address is used twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = forward()                                                          # held too: what it kept must not be freed yet
+    del result
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
 
 
 @torch.no_grad()

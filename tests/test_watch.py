@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from minift import watch
+from minift import peft, watch
 from minift.data.batches import Example
 from minift.losses.sft import next_token
 from minift.models.config import ModelConfig
@@ -103,3 +103,75 @@ def test_marks_say_of_each_piece_whether_it_counts(small_tokenizer):
 def test_marks_refuse_a_mask_of_another_length(small_tokenizer):
     with pytest.raises(ValueError):
         watch.marks(Example([1, 2, 3], [False, True]), small_tokenizer)
+
+
+def test_spectra_by_hand():                                       # diag(3, 4) and a rank-one matrix (3, 4)T (1, 0, 0), its length 5
+    values = watch.spectra([torch.diag(torch.tensor([3.0, 4.0])), torch.outer(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0, 0])), torch.tensor([[2.0]])])
+    assert torch.allclose(values, torch.tensor([[4.0, 3], [5, 0], [2, 0]]), rtol=0, atol=1e-6)
+
+
+def test_size_by_rank_by_hand():
+    assert torch.allclose(watch.size_by_rank(torch.tensor([[4.0, 3, 0], [1, 1, 1]])), torch.tensor([[16 / 25, 1, 1], [1 / 3, 2 / 3, 1]]))
+
+
+def test_of_rank_holds_the_share_that_size_by_rank_says():
+    change = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    shares = watch.size_by_rank(watch.spectra([change]))[0]
+    for rank in (1, 2, 5):
+        near = watch.of_rank(change, rank)
+        assert torch.linalg.matrix_rank(near) == rank
+        assert (near.square().sum() / change.square().sum()).item() == pytest.approx(shares[rank - 1].item(), rel=1e-5)
+    assert torch.allclose(near, change, rtol=0, atol=1e-5)
+
+
+def test_agreement_by_hand():
+    e = torch.eye(4)
+    one = 3 * torch.outer(e[0], e[0]) + 2 * torch.outer(e[1], e[1])        # writes to 0, then 1; reads 0, then 1
+    other = 5 * torch.outer(e[0], e[2]) + 1 * torch.outer(e[2], e[0])      # writes to 0, then 2; reads 2, then 0
+    assert torch.allclose(watch.agreement(one, other, 2), torch.tensor([[1, 0.5], [0, 0.5]]), atol=1e-6)
+    assert torch.allclose(watch.agreement(one, -7 * one, 2), torch.ones(2, 2), atol=1e-6)      # a space has neither sign nor size
+
+
+def test_agreement_is_of_columns_when_the_directions_are_no_axes():     # the same four, in another order: 0 of 1, 2 of 2, 2 of 3, 4 of 4
+    U = torch.linalg.qr(torch.randn(6, 4, generator=torch.Generator().manual_seed(0))).Q
+    met = watch.agreement(U @ torch.diag(torch.tensor([5.0, 4, 3, 2])), U @ torch.diag(torch.tensor([4.0, 5, 2, 3])), 4)
+    assert torch.allclose(met, torch.tensor([0, 1, 2 / 3, 1]).expand(2, 4), rtol=0, atol=1e-5)
+
+
+def test_agreement_by_chance_is_k_over_n_and_k_over_k_of_the_matrix():
+    dice = torch.Generator().manual_seed(0)
+    met = torch.stack([watch.agreement(torch.randn(10, 30, generator=dice), torch.randn(10, 30, generator=dice), 5) for _ in range(200)]).mean(0)
+    assert torch.allclose(met[0], torch.arange(1, 6) / 10, atol=0.03) and torch.allclose(met[1], torch.arange(1, 6) / 30, atol=0.02)
+
+
+def test_survived_by_hand():                                      # wanted (3, 4), (0): went along it half way, and 6 aside
+    share, cosine = watch.survived([torch.tensor([3.0, 4.0]), torch.tensor([0.0])], [torch.tensor([1.5, 2.0]), torch.tensor([6.0])])
+    assert share == pytest.approx(0.5) and cosine == pytest.approx(2.5 / 6.5)
+    assert watch.survived([torch.ones(2)], [torch.zeros(2)]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("method", [peft.Prefix(length=3, projection=False), peft.Prompt(length=3, init="random")], ids=["prefix", "prompt"])
+def test_to_virtual_is_what_the_tokens_leave_for_the_text(model, method):
+    peft.attach(model, method)
+    weights = watch.attention(model, IDS)
+    share = watch.to_virtual(weights, 3)
+    assert share.shape == (3, 4, 5) and weights.shape[-1] == 8 and share.min() > 0
+    assert torch.allclose(share, 1 - weights[..., -5:, 3:].sum(-1), rtol=0, atol=1e-6)
+    assert (share[..., 0] + weights[..., -5, 3] - 1).abs().max() < 1e-6               # the first token sees itself and the virtual ones
+
+
+def test_nearest_goes_by_the_angle_not_by_the_length():
+    table = torch.tensor([[1.0, 0], [100, 100], [0, 2], [-1, 0]])
+    cosines, ids = watch.nearest(torch.tensor([[5.0, 1.0]]), table, 3)
+    assert ids.tolist() == [[0, 1, 2]]
+    assert torch.allclose(cosines, torch.tensor([[5, 6 / 2**0.5, 1]]) / 26**0.5)
+
+
+def test_kept_bytes_by_hand():                                    # of x W, x is kept for W's gradient, and of sigmoid its result; W is the model's
+    x, layer = torch.randn(5, 3), nn.Linear(3, 7)
+    assert watch.kept_bytes(layer, lambda: layer(x).sigmoid().sum()) == 4 * (5 * 3 + 5 * 7)
+    assert watch.kept_bytes(layer.requires_grad_(False), lambda: layer(x).sigmoid().sum()) == 0
+    x.requires_grad_(True)                                        # now W is kept, for x's gradient; but it is there anyway
+    assert watch.kept_bytes(layer, lambda: layer(x).sigmoid().sum()) == 4 * 5 * 7
+    layer.weight.requires_grad_(True)
+    assert watch.kept_bytes(layer, lambda: layer(x) + layer(x)) == 4 * 5 * 3          # x twice, in one place

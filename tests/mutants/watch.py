@@ -29,4 +29,32 @@ MUTANTS = [
         name="stream_forgets_the_embedding", file=FILE, test=TEST,
         old='[seen["embed"][0], *(', new="[*(",
     ),
+    Mutant(
+        name="size_by_rank_adds_values_not_squares", file=FILE, test=TEST,
+        old="singular_values.square().cumsum(-1)", new="singular_values.cumsum(-1)",
+    ),
+    Mutant(
+        name="agreement_of_rows_with_columns", file=FILE, test=TEST,
+        old="U[:, :most].T @ U_other[:, :most]", new="U[:most] @ U_other[:most].T",
+    ),
+    Mutant(
+        name="agreement_swaps_reading_and_writing", file=FILE, test=TEST,
+        old="(U, _, Vt), (U_other, _, Vt_other) =", new="(Vt, _, U), (Vt_other, _, U_other) =",
+    ),
+    Mutant(
+        name="survived_divides_by_what_arrived", file=FILE, test=TEST,
+        old="along / wanted.square().sum()", new="along / found.square().sum()",
+    ),
+    Mutant(
+        name="to_virtual_reads_the_virtual_tokens_own_rows", file=FILE, test=TEST,
+        old="weights[..., -T:, :virtual]", new="weights[..., :T, :virtual]",
+    ),
+    Mutant(
+        name="nearest_by_product_prefers_long_rows", file=FILE, test=TEST,
+        old="@ F.normalize(table, dim=-1).T", new="@ table.T",
+    ),
+    Mutant(
+        name="kept_bytes_counts_the_weights", file=FILE, test=TEST,
+        old=" if address not in own)", new=")",
+    ),
 ]  # fmt: skip
