@@ -76,6 +76,7 @@ def adapter_table(folder: Path, base: str | None = None) -> Table:
         c.module, "" if c.rank is None else str(c.rank), f"{c.parameters:,}", f"{c.size:.4f}" if len(measures) == 1 else f"{c.measure} {c.size:.4f}",
         "" if c.singular_values is None or not len(c.singular_values) else f"{c.singular_values[0]:.4f}",
     ] for c in found]    # fmt: skip
-    rows.append(["all", "", f"{numbers:,}", "", f"{size / 1e6:.2f} MB"])
     header = ["module", "rank", "parameters", measures.pop() if len(measures) == 1 else "size", "largest singular value"]
-    return terminal_table(f"{folder}: {method}", header, rows)
+    used = [place for place, name in enumerate(header) if any(row[place] for row in rows)]
+    rows.append(["all", "", f"{numbers:,}", f"{size / 1e6:.2f} MB", ""])
+    return terminal_table(f"{folder}: {method}", [header[i] for i in used], [[row[i] for i in used] for row in rows])
