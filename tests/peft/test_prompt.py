@@ -42,7 +42,7 @@ def test_a_texts_rows_are_repeated_or_cut_to_the_length():
 
 def test_the_vocabularys_rows_are_those_of_frequent_tokens():
     model = llama(vocab_size=20000)
-    model.embed.weight.data = torch.arange(20000.0)[:, None].expand(5003, 12).clone()
+    model.embed.weight.data = torch.arange(20000.0)[:, None].expand(20000, 12).clone()
     peft.attach(model, peft.Prompt(length=15))                             # the default start
     rows = table(model)[:, 0]
     assert torch.equal(table(model), rows[:, None].expand(15, 12)) and rows.max() < 5000
