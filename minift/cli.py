@@ -16,6 +16,7 @@ VERBS = {
     "quickstart": "fine-tune the bundled model on this machine's own Python, in minutes, and show what it learned",
     "sft": "supervised fine-tuning on your data, with any of the methods",
     "methods": "the fine-tuning methods: what each trains, and its options",
+    "compare": "measure every method on one task: memory, time, quality, forgetting",
     "pretrain": "train a tokenizer and a small model from scratch on text",
     "generate": "continue prompts",
     "chat": "talk to a model in the terminal",

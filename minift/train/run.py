@@ -18,7 +18,7 @@ import torch
 from minift.errors import InputError
 from minift.files import refuse_if_used, write_text
 
-FREE_TO_CHANGE = {"resume", "overwrite", "epochs", "max_steps", "patience", "save_every", "tensorboard"}
+FREE_TO_CHANGE = {"resume", "overwrite", "epochs", "max_steps", "patience", "save_every", "tensorboard", "methods"}
 """Settings that a resumed run may set anew."""
 
 
