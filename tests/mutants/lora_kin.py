@@ -56,10 +56,10 @@ MUTANTS = [
     Mutant(name="dora_scales_the_bias_too", file=DORA, old="rest = None if b is None else", new="rest = None if True else", test=TEST_DORA),
     Mutant(name="dora_gain_rounded_to_bfloat16", file=DORA, old="(g - near).to(v.dtype)", new="(g - g).to(v.dtype)", test=TEST_DORA),
     Mutant(
-        name="dora_gain_counted_twice_in_the_gradient",
+        name="dora_gain_without_gradient_in_half_precision",
         file=DORA,
-        old="near = g.detach().to(v.dtype)",
-        new="near = g.to(v.dtype)",
+        old="(g - near).to(v.dtype)",
+        new="(g.detach() - near).to(v.dtype)",
         test=TEST_DORA,
     ),
     Mutant(

@@ -165,9 +165,11 @@ def test_the_scale_of_the_file_counts(saved, field):
 
 def test_an_adapter_for_another_model_is_refused(saved):
     _, _, folder = saved
-    refused(llama(hidden_size=24), folder, "the adapter belongs to another model")
-    refused(llama(layers=3), folder, "missing: .*layers.2")
-    refused(gpt2(), folder, "'down_proj' matches no linear or embedding of this model")
+    change_config(folder, base_model_name_or_path="small/llama")
+    refused(llama(hidden_size=24), folder, r"has shape .*, but .* call for .*made for small/llama; this model is a llama of 2 blocks, 24 wide")
+    refused(llama(layers=3), folder, "missing: .*layers.2.*; this model is a llama of 3 blocks")
+    refused(gpt2(), folder, "'down_proj' matches no linear or embedding of this model.*made for small/llama; this model is a gpt2 of 2 blocks, 12 wide")
+    refused(nn.Sequential(nn.Linear(3, 2)), folder, "matches no linear.* this model is a Sequential")
 
 
 def test_the_bases_own_rows_that_peft_adds_are_checked_and_not_loaded(saved):
@@ -184,7 +186,7 @@ def test_the_bases_own_rows_that_peft_adds_are_checked_and_not_loaded(saved):
 @pytest.mark.parametrize(
     "fields, words",
     [
-        (dict(use_dora=True), "8 missing: .*lora_magnitude_vector"),
+        (dict(use_dora=True), "6 missing: .*lora_magnitude_vector"),
         (dict(lora_bias=True), "does not implement lora_bias = True"),
         (dict(modules_to_save=["score"]), r"does not implement modules_to_save = \['score'\]"),
         (dict(layers_to_transform=[1]), "layers_to_transform"),
