@@ -150,15 +150,13 @@ def disabled(model: nn.Module) -> Iterator[None]:
 def rows(model: nn.Module, chosen: Sequence[str | None]) -> Iterator[None]:
     """Inside the block row b of every batch is answered by the set chosen[b], or by the base where that is None.
 
-    What is trainable stays: a backward pass reaches the active set, through its own rows. Raises InputError for an unknown name (never
-    the base instead, trap 31) and for a batch of another size. generate() takes the names itself, as `sets`."""
+    A backward pass reaches the active set alone, through its own rows. An unknown name (never the base instead, trap 31) and a batch of
+    another size are InputErrors. generate() takes the names itself, as `sets`."""
     state = state_of(model)
     for name in set(chosen) - {None}:
         _known(state, name)
-    if not chosen:
-        raise InputError("peft.rows was given no rows: name a set, or None for the base, for each row of the batch")
-    if state.merged or state.disabled:
-        raise InputError("peft.rows needs the sets beside the weights: not merged, and not inside peft.disabled")
+    if state.merged or state.disabled or not chosen:
+        raise InputError("peft.rows needs a name, or None, for each row, and the sets beside the weights: not merged, not inside peft.disabled")
     _need_base(state, "peft.rows")
     outer = state.rows
     state.rows = {name: torch.tensor([b for b, other in enumerate(chosen) if other == name]) for name in dict.fromkeys(chosen)}

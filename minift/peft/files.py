@@ -118,14 +118,17 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> None:
     if adapter_folders.is_one(fields):
         adapter_folders.check_base(model, folder, fields)
         where = adapter_folders.weights_path(folder)
-    small = method.build(model)
+    try:
+        small = method.build(model)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}. {_bases(model, fields)}") from None
     wanted, own = tensors(model, method, small), base_tensors(model, small)
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys() - own.keys())
     if missing or extra:
         raise InputError(
             f"{where}: the tensors are not those that {CONFIG} and this model call for."
             f"{_some('missing', missing)}{_some('left over', extra)}"
-            " Is it an adapter for another model, or were keys renamed?"
+            f" Is it an adapter for another model, or were keys renamed? {_bases(model, fields)}"
         )
     for key, base in own.items():
         if key in found and not same(found[key], base):
@@ -135,7 +138,7 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> None:
         if found[key].shape != parameter.shape:
             raise InputError(
                 f"{where}: {key} has shape {tuple(found[key].shape)}, but {CONFIG} and this model call for {tuple(parameter.shape)}:"
-                " the rank in the config is another, or the adapter belongs to another model"
+                f" the rank in the config is another, or the adapter belongs to another model. {_bases(model, fields)}"
             )
         if not found[key].isfinite().all():
             raise InputError(f"{where}: {key} contains NaN or infinity: the training that wrote it had diverged")
@@ -177,6 +180,14 @@ def base_tensors(model: nn.Module, small: dict[str, nn.Module]) -> dict[str, Ten
     return {
         f"{PREFIX}{names[path]}.base_layer.{key}": value for path in small for key, value in base_at(model, path).named_parameters()
     }
+
+
+def _bases(model: nn.Module, fields: dict) -> str:
+    """What the adapter was made for, as far as it says, and what it was put on."""
+    config = getattr(model, "config", None)
+    this = f"a {config.family} of {config.layers} blocks, {config.hidden_size} wide" if isinstance(config, ModelConfig) else f"a {type(model).__name__}"
+    made_for = fields.get("base_model_name_or_path") or fields.get("model_name") or "a base it does not name"
+    return f"It was made for {made_for}; this model is {this}"
 
 
 def same(found: Tensor, own: Tensor) -> bool:

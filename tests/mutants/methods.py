@@ -8,7 +8,7 @@ ROWS, HOOKS, NAMES = "tests/peft/test_rows.py", "tests/peft/test_training.py", "
 MUTANTS = [
     Mutant("rows_in_the_order_of_the_sets", WRAPPER, "return torch.cat(list(answers.values()))[order.argsort()]", "return torch.cat(list(answers.values()))", ROWS),
     Mutant("rows_of_an_unknown_name_are_the_base", ATTACH, "    for name in set(chosen) - {None}:\n        _known(state, name)\n", "", ROWS),
-    Mutant("rows_stay_after_the_block", ATTACH, "            wrapper.rows = None\n        _point(state)", "            pass\n        _point(state)", ROWS),
+    Mutant("rows_stay_after_the_block", ATTACH, "        state.rows = outer\n        _point(state)", "        state.rows = outer", ROWS),
     Mutant("penalty_of_the_last_module_only", TRAINING, "torch.stack(asked).sum()", "asked[-1]", HOOKS),
     Mutant("penalty_while_disabled", TRAINING, "for w in state.wrappers.values() if w.active is not None]", "for w in state.wrappers.values() if (w.active := state.active)]", HOOKS),
     Mutant("lr_scale_ignored", "minift/train/optim.py", "getattr(p, \"lr_scale\", 1.0)", "1.0", HOOKS),
