@@ -74,8 +74,8 @@ def run(config: Config, quiet: bool = False) -> Result:
     judged = spread(test, config.judged)
     model, tokenizer = folders.load(config.model)
     train_set, valid_set, test_set = (build([as_row(pair) for pair in side], tokenizer, max_length=256)[0] for side in (train, valid, judged))
-    refuse_too_long([*train_set, *valid_set, *test_set], model)
     choose_parameters(model, config, tokenizer)
+    refuse_too_long([*train_set, *valid_set, *test_set], model)
     trained = peft.trainable(model).trained
     folder = open_run(config.out, "quickstart", config, overwrite=again)
     console.print(f"{len(train)} functions to learn from, {len(judged)} of {len({p.module for p in judged})} held-out modules to judge by\n")

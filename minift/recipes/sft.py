@@ -32,6 +32,7 @@ from minift.files import new_folder, write_text
 from minift.generate import generate, position_limit
 from minift.losses.fused import next_token_from_hidden
 from minift.losses.sft import next_token
+from minift.models.linear import fast_products
 from minift.models.transformer import Transformer
 from minift.peft.training import after_step, penalty
 from minift.peft.wrapper import plain_weight
@@ -135,8 +136,8 @@ def run(config: Config, quiet: bool = False) -> Result:
     making = dict(learn=config.learn, max_length=config.max_length)
     train_set, report = build(train_rows, tokenizer, **making)
     valid_set, valid_report = build(valid_rows, tokenizer, **making)
-    refuse_too_long([*train_set, *valid_set], model)
     choose_parameters(model, config, tokenizer)
+    refuse_too_long([*train_set, *valid_set], model)
     folder = open_run(config.out, "sft", config, config.overwrite, config.resume)
     say = (lambda text: None) if quiet else print
     say(describe(report, valid_report))
@@ -213,7 +214,8 @@ def loss(model: nn.Module, batch: Batch):
     head = plain_weight(model.head)
     if head is not None and not torch.compiler.is_compiling():
         hidden = model.hidden(batch.token_ids, segments=batch.segments)
-        total, targets = next_token_from_hidden(hidden, head, batch.token_ids, batch.loss_mask)
+        with fast_products():
+            total, targets = next_token_from_hidden(hidden, head, batch.token_ids, batch.loss_mask)
     else:                                                                   # a head with an adapter, or in 4 bits, has to be called
         total, targets = next_token(model(batch.token_ids, segments=batch.segments), batch.token_ids, batch.loss_mask)
     asked = penalty(model)
