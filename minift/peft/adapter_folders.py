@@ -164,6 +164,8 @@ def _edits(folder: Path, found: dict[str, Tensor], name: str) -> dict[str, Tenso
             rest.pop(unit(key, 1), None)                                   # the suffix's edit, and there is no suffix
         if W.shape != original.shape or base.shape != (W.shape[1],) * 2 or b.shape != W.shape[:1]:
             raise InputError(f"{folder / WEIGHTS}: the tensors of {start}{middle}0 do not fit together: W {tuple(W.shape)}, base {tuple(base.shape)}")
+        if W.shape[0] >= W.shape[1]:
+            raise InputError(f"{folder / WEIGHTS}: rank {W.shape[0]} at width {W.shape[1]}: the library builds a square R in another way, which is not read")
         R = base @ (orthonormal(original.T).T * original.diagonal())       # (C, r); the library keeps signs on the diagonal
         X, signs = reflections(R)
         ours = {"reft_W": signs[:, None] * W, "reft_b": signs * b, "reft_X": X}

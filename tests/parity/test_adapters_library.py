@@ -199,5 +199,56 @@ def test_a_head_saved_beside_the_adapter_is_checked(exchange, tmp_path):
         peft.load(model, tmp_path / "other", name="b")
 
 
+METHODS = {**{kind: method(width=5) for kind, method in OURS.items()}, "loreft": peft.LoReFT(rank=2, prefix=4)}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", METHODS)
+def test_on_a_transformers_object_a_cache_and_checkpointing_change_nothing(family, kind, exchange, tmp_path):
+    model, ids = theirs(exchange / family, family), torch.tensor(IDS)[:, :2]
+    before = model(ids).logits
+    peft.attach(model, METHODS[kind])
+    assert torch.equal(model(ids).logits, before) == (kind == "parallel")     # the others start near the base, LoReFT away from it
+    filled(model)
+    greedy = dict(max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0, output_scores=True, return_dict_in_generate=True)
+    with_cache, without = (model.generate(ids, use_cache=cached, **greedy) for cached in (True, False))
+    assert torch.equal(with_cache.sequences, without.sequences)
+    close(torch.stack(with_cache.scores), torch.stack(without.scores))
+    close(model(ids).logits, on_our_model(exchange / family, family, model, tmp_path)(ids))
+    grads = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+        model.train().zero_grad()
+        for dropout in model.modules():
+            if isinstance(dropout, nn.Dropout):
+                dropout.p = 0.0
+        model(torch.tensor(IDS)).logits.square().sum().backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert grads[0].keys() == grads[1].keys() and grads[0]
+    for name in grads[0]:
+        torch.testing.assert_close(grads[0][name], grads[1][name])
+
+
+def on_our_model(base: Path, family: str, model: nn.Module, folder: Path) -> nn.Module:
+    """The set of a transformers object, through a folder, on minift's own model."""
+    peft.save(model, folder / "set")
+    own = ours(base, family)
+    peft.load(own, folder / "set")
+    return own
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_on_a_bert_object_what_starts_at_the_base_starts_there_exactly(kind, exchange):
+    model = theirs(exchange / "bert", "bert")
+    before = answer(model)
+    peft.attach(model, METHODS[kind] if kind == "loreft" else OURS[kind](init="mam_adapter"))
+    assert torch.equal(answer(model), before) == (kind != "loreft")
+    with peft.disabled(model):
+        assert torch.equal(answer(model), before)
+    with pytest.raises(InputError, match="cannot be merged"):
+        peft.merge(model)
+
+
 def test_peft_has_no_bottleneck_adapters_and_no_loreft():
     assert not [kind for kind in PeftType if "REFT" in kind or "BOTTLENECK" in kind or kind == "ADAPTER"]
