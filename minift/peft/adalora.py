@@ -222,6 +222,10 @@ class AdaLoRALinear(nn.Module):
         low = F.linear(x, self.Q.to(x.dtype))                                   # (..., r)
         return plus(y, low * self.E[:, 0].to(low.dtype), self.P, self.scale)
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """E * Q (r, K) and s P (N, r): the change is their product (combine.py)."""
+        return (self.E * self.Q).detach().double(), self.scale * self.P.detach().double()
+
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         """W + s P (E * Q), added in float32 and rounded once."""
         change = self.scale * (self.P @ (self.E * self.Q))                      # (N, K)

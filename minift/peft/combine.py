@@ -15,6 +15,7 @@ Always on the CHANGE, never on A and B by themselves: (B_1 + B_2)(A_1 + A_2) has
 The first three never build an (N, K) matrix; the last two need one module's at a time. A set's weight is part of its change, so -1 negates
 and 1.0 alone reproduces. Hugging Face peft's `cat` and `svd` are these; its `linear` adds factors; its TIES elects the sign before the
 weights count; and its result of rsLoRA sets is sqrt(r) times too large.
+PiSSA, AdaLoRA and VeRA sets are products B A too, and may be among them.
 Left out: TIES' trimming over all modules at once (here and in peft: over each), DARE followed by TIES, methods whose change is no low-rank
 product (DoRA, IA3, adapters, prompts): refused by name.
 Proved in tests/peft/test_combine.py; equal to peft where peft is right in tests/parity/test_peft_combine.py."""
@@ -122,8 +123,8 @@ def _parts(model: nn.Module, weights: dict[str, float]) -> dict[str, list[tuple[
                 factors = getattr(wrapper.adapters[name], "factors", None)
                 if factors is None:
                     raise InputError(
-                        f"the set {name!r} is {type(state.sets[name]).__name__}, whose change is no low-rank product B A: only LoRA sets can be"
-                        " combined. If it can be merged, merge it and take peft.extract_lora of the result"
+                        f"the set {name!r} is {type(state.sets[name]).__name__}, whose change is no low-rank product B A: LoRA, PiSSA, AdaLoRA and"
+                        " VeRA sets can be combined. If it can be merged, merge it and take peft.extract_lora of the result"
                     )
                 A, B = factors()
                 parts.setdefault(path, []).append((A, weight * B))

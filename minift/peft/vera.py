@@ -128,6 +128,11 @@ class VeRALinear(nn.Module):
         wide = F.linear(low * self.d.to(low.dtype), B)                                # (..., N)
         return y + (wide * self.b.to(wide.dtype)).to(y.dtype)
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """d * A (r, K) and b * B (N, r): the change is their product (combine.py)."""
+        A, B = self._sides(torch.float64)
+        return self.d.detach().double()[:, None] * A, self.b.detach().double()[:, None] * B
+
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         """W + (b * B) (d * A), added in float32 and rounded once."""
         A, B = self._sides(self.d.dtype)

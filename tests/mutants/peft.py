@@ -107,7 +107,7 @@ MUTANTS = [
     Mutant(
         name="merge_writes_through_a_tie",
         file=ATTACH,
-        old="            setattr(base, key, nn.Parameter(value, requires_grad=False))",
+        old="            setattr(base, key, fresh)",
         new="            getattr(base, key).data.copy_(value)",
         test="tests/peft/test_attach.py",
     ),

@@ -78,6 +78,23 @@ def test_trap28_the_sum_is_of_the_changes_not_of_their_factors(how, make):
     equal(change(model, "sum"), total(model, weights), 4e-6)                        # weights up to 2.5
 
 
+def test_every_method_whose_change_is_a_product_can_be_combined():
+    model = llama()
+    sets = {"a": peft.LoRA(rank=2), "p": peft.PiSSA(rank=2, alpha=3), "e": peft.AdaLoRA(init_r=3, target_r=2, alpha=5), "v": peft.VeRA(rank=40)}
+    for name, method in sets.items():
+        peft.attach(model, method, name)
+    weights = {"a": 0.5, "p": -1.0, "e": 2.0, "v": 0.1}
+    filled(model)
+    wanted = {}
+    for name, weight in weights.items():                                            # what each merge adds to the real weights
+        for path, wrapper in state_of(model).wrappers.items():
+            added = wrapper.adapters[name].merged(wrapper.base)["weight"] - wrapper.base.weight
+            wanted[path] = wanted.get(path, 0) + weight * added.double()
+    kept = peft.combine(model, weights, "sum")
+    equal(change(model, "sum"), wanted, 1e-4)                                       # VeRA's products have 40 terms, of size up to 10
+    assert kept["blocks.0.attention.v"].rank == 4 and kept["blocks.0.attention.q"].rank == 12
+
+
 def test_linear_takes_the_smallest_rank_and_concat_adds_the_ranks():
     model = with_sets()
     peft.combine(model, {"a": 1.0, "b": 1.0}, "linear")
