@@ -233,9 +233,6 @@ def remove(model: nn.Module, name: str) -> None:
     users = [other for other in others if name in getattr(state.sets[other], "needs", ())]
     if users:
         raise InputError(f"{name!r} is mixed by {users}: remove that first")
-    users = [other for other in others if name in getattr(state.sets[other], "needs", ())]
-    if users:
-        raise InputError(f"{name!r} is mixed by {users}: remove that first")
     if state.merged == name:
         if others:
             raise InputError(f"{name!r} is merged, and the sets {others} were trained on the weights without it: remove them, or unmerge")
