@@ -51,6 +51,9 @@ from minift.train.loop import fit
 WARM_UP = 3
 """Steps at the start of each run that are not timed."""
 
+OPTIONS = {"bitfit": {"add_missing": "true"}}
+"""Method -> options that differ from its defaults: the bundled model has no biases, so BitFit gives it some, which start at zero."""
+
 
 @dataclass
 class Watch:
@@ -139,7 +142,7 @@ def train(
     """One run from the base model."""
     model, _ = folders.load(task.model)
     config = sft.MethodConfig(
-        method=method, lr=rate, seed=seed, epochs=1e6, max_steps=task.steps, eval_every=task.steps, batch_tokens=task.batch_tokens,
+        method=method, options=OPTIONS.get(method, {}), lr=rate, seed=seed, epochs=1e6, max_steps=task.steps, eval_every=task.steps, batch_tokens=task.batch_tokens,
         precision=task.precision,
     )  # fmt: skip
     watch = Watch(memory()[0])

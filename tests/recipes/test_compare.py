@@ -71,70 +71,6 @@ def finished(own, tmp_path_factory):
         return run(Config(out=folder / "run", methods=("full", "last", "lora"), **own, **SOME, seeds=2), quiet=True)
 
 
-def test_a_failing_row_leaves_the_others_and_says_why(finished):
-    assert isinstance(finished.rows["full"], Measured) and isinstance(finished.rows["lora"], Measured) and not finished.interrupted
-    assert finished.rows["last"] == "a failure made up"
-    assert (finished.folder / "rows/last.log").read_text().rstrip().endswith("with a second line")
-    assert not (finished.folder / "rows/lora.log").exists()
-    text = (finished.folder / "report.md").read_text()
-    assert "| last | failed |" in text and "- **last**: a failure made up" in text and "# 2 fine-tuning methods, measured" in text
-
-
-def test_a_comparison_leaves_its_table_pictures_report_and_rows(finished):
-    for name in ("table.md", "table.csv", "report.md", "quality.png", "costs.png", "config.json", "task.json", "rows/full.json", "rows/lora.json"):
-        assert (finished.folder / name).stat().st_size > 0, name
-    assert (finished.folder / "quality.png").read_bytes().startswith(b"\x89PNG")
-    assert [line["method"] for line in csv.DictReader(open(finished.folder / "table.csv"))] == ["full", "lora", "last"]
-
-
-def test_what_a_row_counts_is_what_the_method_is(finished, small_model):
-    full, lora = finished.rows["full"], finished.rows["lora"]
-    model, _ = folders.load(small_model)
-    assert full.trained == full.total == sum(p.numel() for p in model.parameters())
-    numbers = 8 * 2 * ((32 + 32) * 2 + (32 + 16) * 2 + (32 + 48) * 3)              # rank, layers, in + out of q o, k v, gate up down
-    assert (lora.trained, lora.total) == (numbers, full.total + numbers)
-    for row in (full, lora):
-        assert (row.gradient_bytes, row.optimizer_bytes) == (4 * row.trained, 8 * row.trained)         # AdamW keeps two averages
-        assert 4 * row.trained < row.file_bytes < 4 * row.trained + 10_000
-        assert 0 < row.training_bytes < row.peak_bytes and row.ms_per_step > 0 and row.tokens_per_s > 0
-    assert full.whole and full.mergeable and not lora.whole and lora.mergeable
-
-
-def test_every_method_gets_an_equal_search_and_as_many_seeds(finished):
-    for name in ("full", "lora"):
-        row = finished.rows[name]
-        assert [float(rate) for rate in row.search] == pytest.approx([0.5 * METHODS[name].lr, 2 * METHODS[name].lr], rel=1e-5)
-        assert f"{row.rate:g}" == min(row.search, key=row.search.get) and len(row.qualities) == 2
-        assert row.qualities[0] != row.qualities[1]                                # another seed, another order
-
-
-def test_a_resumed_comparison_measures_only_what_is_missing(finished, own, monkeypatch):
-    measured = []
-
-    def measure(folder, method):
-        measured.append(method)
-        return "not again"
-
-    monkeypatch.setattr(compare, "measure", measure)
-    same = dict(out=finished.folder, resume=True, **own, **SOME)
-    before = (finished.folder / "rows/lora.json").read_text()
-    result = run(Config(methods=("lora", "last", "head"), **same, seeds=2), quiet=True)
-    assert measured == ["last", "head"]                                            # the failed one and the new one
-    assert (finished.folder / "rows/lora.json").read_text() == before and isinstance(result.rows["full"], Measured)
-    with pytest.raises(InputError, match="a resumed run keeps its settings: seeds was 2, is 3"):
-        run(Config(**same, seeds=3), quiet=True)
-
-
-def test_nothing_measured_is_a_failure(own, tmp_path, monkeypatch, minift):
-    monkeypatch.setattr(compare, "ROW", [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
-    status, said, _ = minift("compare", "--out", tmp_path / "run", "--methods", "head", "--model", own["model"], "--data", *own["data"],
-                             "--text", *own["text"], "--windows", 2, "--judged", 2, "--new-tokens", 2, "--precision", "fp32")    # fmt: skip
-    assert status == 1 and "FAILED: its process was killed by signal 9; signal 9 often means that memory ran out" in said
-    monkeypatch.setattr(compare, "ROW", [sys.executable, "-c", "raise SystemExit(3)"])
-    assert compare.measure(tmp_path / "run", "head") == "its process ended with status 3 and no result: see head.log"
-    assert read_row(tmp_path / "run/rows/head.json") == "its process ended with status 3 and no result: see head.log"
-
-
 # one row
 
 
@@ -187,6 +123,35 @@ def test_all_methods_see_the_same_tokens_in_the_same_order(task, monkeypatch):
 def packed(task, train_set):
     config = compare_row.sft.MethodConfig(lr=1e-3, seed=1, batch_tokens=task.batch_tokens)
     return compare_row.sft.batches(train_set, config)(0)[: task.steps]
+
+
+def test_the_rate_is_chosen_on_validation_rows_and_the_peak_read_before_any_evaluation(task, monkeypatch):
+    seen, real, reads = [], compare_row.sft.evaluate, [0]
+
+    def evaluate(model, examples, config):
+        reads[0] += 1_000_000
+        seen.append(examples)
+        return real(model, examples, config)
+
+    def rising():
+        reads[0] += 1
+        return 1, reads[0]
+
+    monkeypatch.setattr(compare_row.sft, "evaluate", evaluate)
+    monkeypatch.setattr(compare_row, "memory", rising)
+    row = work(replace(task, seeds=1), "head")
+    assert seen == [build(task.valid, folders.load(task.model)[1], max_length=task.max_length)[0]] * 2
+    assert row.peak_bytes == 1 + task.steps and row.training_bytes == row.peak_bytes - 1      # one reading of the loaded model, one at each pass
+
+
+def test_a_method_that_cannot_be_merged_says_why(task):
+    row = work(replace(task, seeds=1, rates=(1.0,), steps=2), "prefix")
+    assert not row.mergeable and "merge" in row.unmergeable and not row.whole
+
+
+def test_a_method_may_need_an_option_that_is_not_its_default(task):
+    assert work(replace(task, seeds=1, rates=(1.0,), steps=2), "bitfit").trained > 0       # this model has no biases of its own
+    assert "bitfit with add_missing true" in report(task, {"bitfit": made()}, [], 1) and "add_missing" not in report(task, {"lora": made()}, [], 1)
 
 
 def test_quality_before_and_after_is_on_the_same_rows_and_windows(task):
@@ -414,3 +379,70 @@ def test_bad_input_is_refused_before_a_folder_is_made(own, tmp_path):
         with pytest.raises(InputError, match=complaint):
             run(Config(out=tmp_path / "run", **{**own, **change}), quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+# whole comparisons
+
+
+def test_a_failing_row_leaves_the_others_and_says_why(finished):
+    assert isinstance(finished.rows["full"], Measured) and isinstance(finished.rows["lora"], Measured) and not finished.interrupted
+    assert finished.rows["last"] == "a failure made up"
+    assert (finished.folder / "rows/last.log").read_text().rstrip().endswith("with a second line")
+    assert not (finished.folder / "rows/lora.log").exists()
+    text = (finished.folder / "report.md").read_text()
+    assert "| last | failed |" in text and "- **last**: a failure made up" in text and "# 2 fine-tuning methods, measured" in text
+
+
+def test_a_comparison_leaves_its_table_pictures_report_and_rows(finished):
+    for name in ("table.md", "table.csv", "report.md", "quality.png", "costs.png", "config.json", "task.json", "rows/full.json", "rows/lora.json"):
+        assert (finished.folder / name).stat().st_size > 0, name
+    assert (finished.folder / "quality.png").read_bytes().startswith(b"\x89PNG")
+    assert [line["method"] for line in csv.DictReader(open(finished.folder / "table.csv"))] == ["full", "lora", "last"]
+
+
+def test_what_a_row_counts_is_what_the_method_is(finished, small_model):
+    full, lora = finished.rows["full"], finished.rows["lora"]
+    model, _ = folders.load(small_model)
+    assert full.trained == full.total == sum(p.numel() for p in model.parameters())
+    numbers = 8 * 2 * ((32 + 32) * 2 + (32 + 16) * 2 + (32 + 48) * 3)              # rank, layers, in + out of q o, k v, gate up down
+    assert (lora.trained, lora.total) == (numbers, full.total + numbers)
+    for row in (full, lora):
+        assert (row.gradient_bytes, row.optimizer_bytes) == (4 * row.trained, 8 * row.trained)         # AdamW keeps two averages
+        assert 4 * row.trained < row.file_bytes < 4 * row.trained + 10_000
+        assert 0 < row.training_bytes < row.peak_bytes and row.ms_per_step > 0 and row.tokens_per_s > 0
+    assert full.whole and full.mergeable and not lora.whole and lora.mergeable
+
+
+def test_every_method_gets_an_equal_search_and_as_many_seeds(finished):
+    for name in ("full", "lora"):
+        row = finished.rows[name]
+        assert [float(rate) for rate in row.search] == pytest.approx([0.5 * METHODS[name].lr, 2 * METHODS[name].lr], rel=1e-5)
+        assert f"{row.rate:g}" == min(row.search, key=row.search.get) and len(row.qualities) == 2
+        assert row.qualities[0] != row.qualities[1]                                # another seed, another order
+
+
+def test_a_resumed_comparison_measures_only_what_is_missing(finished, own, monkeypatch):
+    measured = []
+
+    def measure(folder, method):
+        measured.append(method)
+        return "not again"
+
+    monkeypatch.setattr(compare, "measure", measure)
+    same = dict(out=finished.folder, resume=True, **own, **SOME)
+    before = (finished.folder / "rows/lora.json").read_text()
+    result = run(Config(methods=("lora", "last", "head"), **same, seeds=2), quiet=True)
+    assert measured == ["last", "head"]                                            # the failed one and the new one
+    assert (finished.folder / "rows/lora.json").read_text() == before and isinstance(result.rows["full"], Measured)
+    with pytest.raises(InputError, match="a resumed run keeps its settings: seeds was 2, is 3"):
+        run(Config(**same, seeds=3), quiet=True)
+
+
+def test_nothing_measured_is_a_failure(own, tmp_path, monkeypatch, minift):
+    monkeypatch.setattr(compare, "ROW", [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    status, said, _ = minift("compare", "--out", tmp_path / "run", "--methods", "head", "--model", own["model"], "--data", *own["data"],
+                             "--text", *own["text"], "--windows", 2, "--judged", 2, "--new-tokens", 2, "--precision", "fp32")    # fmt: skip
+    assert status == 1 and "FAILED: its process was killed by signal 9; signal 9 often means that memory ran out" in said
+    monkeypatch.setattr(compare, "ROW", [sys.executable, "-c", "raise SystemExit(3)"])
+    assert compare.measure(tmp_path / "run", "head") == "its process ended with status 3 and no result: see head.log"
+    assert read_row(tmp_path / "run/rows/head.json") == "its process ended with status 3 and no result: see head.log"
