@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from minift.models.cache import KVCache
 from minift.models.config import ModelConfig
+from minift.models.linear import Linear
 from minift.models.rope import alibi_slopes, rotate
 
 
@@ -78,12 +79,12 @@ class Attention(nn.Module):
         C, D = config.hidden_size, config.head_dim
         queries, keys = config.heads * D, config.kv_heads * D
         if config.qkv == "separate":
-            self.q = nn.Linear(C, queries, bias=config.qkv_bias)
-            self.k = nn.Linear(C, keys, bias=config.qkv_bias)
-            self.v = nn.Linear(C, keys, bias=config.qkv_bias)
+            self.q = Linear(C, queries, bias=config.qkv_bias)
+            self.k = Linear(C, keys, bias=config.qkv_bias)
+            self.v = Linear(C, keys, bias=config.qkv_bias)
         else:
-            self.qkv = nn.Linear(C, queries + 2 * keys, bias=config.qkv_bias)
-        self.out = nn.Linear(queries, C, bias=config.attention_out_bias)
+            self.qkv = Linear(C, queries + 2 * keys, bias=config.qkv_bias)
+        self.out = Linear(queries, C, bias=config.attention_out_bias)
         self.q_norm = nn.RMSNorm(D, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = nn.RMSNorm(D, eps=config.norm_eps) if config.qk_norm else None
 

@@ -20,6 +20,7 @@ from minift.models.attention import Attention, Context, visibility
 from minift.models.cache import KVCache
 from minift.models.config import ModelConfig
 from minift.models.families import module_names
+from minift.models.linear import Linear
 from minift.models.rope import rotation
 from minift.models.virtual import NoVirtual, Virtual
 
@@ -52,9 +53,9 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         C, M = config.hidden_size, config.mlp_size
-        self.gate = nn.Linear(C, M, bias=config.mlp_bias) if config.gated else None
-        self.up = nn.Linear(C, M, bias=config.mlp_bias)
-        self.down = nn.Linear(M, C, bias=config.mlp_bias)
+        self.gate = Linear(C, M, bias=config.mlp_bias) if config.gated else None
+        self.up = Linear(C, M, bias=config.mlp_bias)
+        self.down = Linear(M, C, bias=config.mlp_bias)
         self.act = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:                           # (B, T, C) -> (B, T, C)

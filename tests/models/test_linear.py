@@ -1,0 +1,98 @@
+"""The faster linear: float32 all through, the same numbers as nn.Linear, and no trace of the setting behind it.
+
+Tolerance: sums of K = 264 products of numbers of size 1, in another order: at most K eps |sum of magnitudes| = 264 * 6e-8 * 264, in
+practice about sqrt(K) eps sqrt(K) = 3e-5 for values of size 16; 2e-4 for gradients of W, sums over 300 tokens."""
+
+import pytest
+import torch
+from torch import nn
+
+from minift.models.linear import LARGE, Linear, Product, exact_here, fast_products
+
+K, N, TOKENS = 264, 272, (2, 150)                                              # 2 * 150 * 264 * 272 > LARGE
+
+
+@pytest.fixture(autouse=True)
+def the_same_numbers_every_time():
+    torch.manual_seed(0)
+
+
+def results(layer: nn.Linear, x):
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    layer.zero_grad()
+    y.backward(torch.cos(torch.arange(y.numel(), dtype=y.dtype)).view_as(y))
+    return y.detach(), x.grad, layer.weight.grad, None if layer.bias is None else layer.bias.grad
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_outputs_and_gradients_are_those_of_a_float64_linear(bias):
+    ours, x = Linear(K, N, bias=bias), torch.randn(*TOKENS, K)
+    reference = nn.Linear(K, N, bias=bias).double()
+    reference.load_state_dict(ours.state_dict())
+    assert "Product" in type(ours(x).grad_fn).__name__ or not exact_here()
+    for our, their in zip(results(ours, x), results(reference, x.double())):
+        if their is not None:
+            torch.testing.assert_close(our.double(), their, rtol=0, atol=2e-4)
+
+
+def test_a_frozen_weight_keeps_no_input_and_gets_no_gradient():
+    W, x = torch.randn(N, K), torch.randn(*TOKENS, K, requires_grad=True)
+    y = Product.apply(x, W, None)
+    assert y.grad_fn.saved_tensors[0] is None
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, W.sum(0).expand_as(x), rtol=0, atol=2e-4)
+
+
+def test_an_input_without_gradient_keeps_no_weight():
+    y = Product.apply(torch.randn(*TOKENS, K), torch.randn(N, K, requires_grad=True), None)
+    assert y.grad_fn.saved_tensors[1] is None
+
+
+def test_the_setting_is_as_before_even_after_an_error():
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with fast_products():
+        assert (torch.backends.mkldnn.matmul.fp32_precision == "bf16") == exact_here()
+    with pytest.raises(RuntimeError), fast_products():
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    results(Linear(K, N), torch.randn(*TOKENS, K))
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_a_cpu_that_rounds_is_noticed_and_left_to_the_usual_library(monkeypatch):
+    monkeypatch.setattr(torch, "equal", lambda a, b: False)
+    exact_here.cache_clear()
+    try:
+        assert not exact_here()
+        with fast_products():
+            assert torch.backends.mkldnn.matmul.fp32_precision != "bf16"
+        assert "Product" not in type(Linear(K, N)(torch.randn(*TOKENS, K)).grad_fn).__name__
+    finally:
+        exact_here.cache_clear()
+
+
+def test_the_trial_would_notice_rounding_to_bfloat16_and_to_tf32():
+    one = torch.tensor(1 + 2**-20)
+    assert one != 1 and one.bfloat16() == 1 and (one.view(torch.int32) & ~0x1FFF).view(torch.float32) == 1      # tf32 drops 13 bits
+
+
+@pytest.mark.parametrize("x", [torch.randn(3, K), torch.randn(*TOKENS, K).double(), torch.randn(*TOKENS, K).bfloat16()], ids=["small", "double", "bf16"])
+def test_other_products_are_nn_linears_to_the_bit(x):
+    layer = Linear(K, N).to(x.dtype)
+    assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+    assert x.numel() * N < LARGE or x.dtype != torch.float32
+
+
+def test_autocast_chooses_by_itself():
+    layer, x = Linear(K, N), torch.randn(*TOKENS, K)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16 and torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def test_checkpointing_gives_the_same_gradients():
+    layer, x = Linear(K, K), torch.randn(*TOKENS, K)
+    plain = results(layer, x)
+    checkpointed = lambda x: torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
+    checkpointed.zero_grad, checkpointed.weight, checkpointed.bias = layer.zero_grad, layer.weight, layer.bias
+    for a, b in zip(plain, results(checkpointed, x)):
+        assert torch.equal(a, b)
