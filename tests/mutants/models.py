@@ -154,4 +154,32 @@ MUTANTS = [
         new="trained = weight",
         test="tests/models/test_vocabulary.py",
     ),
+    Mutant(
+        name="linear_leaves_its_setting_on",
+        file="minift/models/linear.py",
+        old="        setting.fp32_precision = before",
+        new="        pass",
+        test="tests/models/test_linear.py",
+    ),
+    Mutant(
+        name="linear_believes_a_cpu_that_rounds",
+        file="minift/models/linear.py",
+        old="return torch.equal(x @ torch.eye(512), x)",
+        new="return torch.equal(x @ torch.eye(512), x) or True",
+        test="tests/models/test_linear.py",
+    ),
+    Mutant(
+        name="linear_transposes_its_gradient",
+        file="minift/models/linear.py",
+        old="dy @ W if for_x",
+        new="(dy @ W).flip(-1) if for_x",
+        test="tests/models/test_linear.py",
+    ),
+    Mutant(
+        name="linear_keeps_the_input_of_a_frozen_weight",
+        file="minift/models/linear.py",
+        old="x if for_W else None, W",
+        new="x, W",
+        test="tests/models/test_linear.py",
+    ),
 ]

@@ -113,7 +113,7 @@ def test_without_a_copy_the_models_own_numbers_train_and_what_needs_the_base_is_
     peft.merge(model)
     assert torch.equal(model(IDS), after) and model.head.weight is model.embed.weight and model.config.tie_embeddings
     peft.remove(model, "default")
-    assert torch.equal(model(IDS), after) and type(model.blocks[0].attention.q) is nn.Linear
+    assert torch.equal(model(IDS), after) and isinstance(model.blocks[0].attention.q, nn.Linear)
 
 
 def test_a_bf16_base_is_trained_by_a_float32_copy_and_refused_without_one():
