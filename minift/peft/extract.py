@@ -5,7 +5,8 @@
 No matrix of rank r is closer to ΔW (Eckart and Young 1936), and the share of ‖ΔW‖² that it holds is the sum of the first r squared
 singular values over the sum of all: reported for each module. What differs elsewhere (norms, biases, embeddings that are no targets)
 cannot be in a LoRA set; it is listed, never dropped in silence.
-Left out: choosing ranks across modules for a total budget. The SVD is exact, about 10 N K min(N, K) flops: minutes for a 7B model.
+Left out: choosing ranks across modules for a total budget, and randomised SVDs. This one is exact, and its cost grows as the cube of the
+width: moments for a small model, hours of CPU for one of billions of parameters (with the model on a GPU it is computed there).
 Proved in tests/peft/test_extract.py."""
 
 from collections.abc import Mapping
