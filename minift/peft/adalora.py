@@ -100,7 +100,7 @@ class AdaLoRA:
         for path, part in small.items():
             N, K = len(part.P), part.Q.shape[1]
             if self.init_r > min(N, K):
-                raise InputError(f"AdaLoRA init_r is {self.init_r}, but a change of {path}, {N} x {K}, has rank {min(N, K)} at most: choose a lower one")
+                raise InputError(f"AdaLoRA init_r is {self.init_r}, but a change of {path}, {N} x {K}, has rank {min(N, K)} at most: lower it")
 
     def schedule(self, steps: int) -> tuple[int, int]:
         """(the last step with all triplets, the step of the final choice) of a training of `steps`."""

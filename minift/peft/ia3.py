@@ -46,7 +46,8 @@ class IA3:
         if self.targets is not None:
             return find(model, self.targets, is_linear, "linear")
         names, modules = published_names(model), base_modules(model)
-        found = {path: modules[path] for path in names if _usual(f"{KEYS_AND_VALUES}|{SECOND_FEEDFORWARD}", path, names) and is_linear(modules[path])}
+        usual = f"{KEYS_AND_VALUES}|{SECOND_FEEDFORWARD}"
+        found = {path: module for path, module in modules.items() if is_linear(module) and _usual(usual, path, names)}
         if not found:
             raise InputError("IA3: this model has no linear with a usual name for keys, values or a second feed-forward matrix: name the targets")
         return found
@@ -59,7 +60,8 @@ class IA3:
             return set()
         inputs = set(find(model, self.feedforward, is_linear, "linear"))
         if not inputs <= linears.keys():
-            raise InputError(f"IA3 feedforward names {min(inputs - linears.keys())}, which is not among the targets: add it there, or take it out here")
+            stray = min(inputs - linears.keys())
+            raise InputError(f"IA3 feedforward names {stray}, which is not among the targets: add it there or take it out here")
         return inputs
 
     def to_file(self, model: nn.Module, small: dict[str, nn.Module]) -> dict:
