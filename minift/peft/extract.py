@@ -90,7 +90,7 @@ def _same_parameters(model: nn.Module, tuned: Mapping[str, Tensor]) -> dict[str,
 
 def _difference(key: str, base: Tensor, tuned: Tensor) -> Tensor:
     if base.shape != tuned.shape:
-        raise InputError(f"{key} is {tuple(base.shape)} in the base and {tuple(tuned.shape)} in the tuned one: was it resized, or made from another base?")
+        raise InputError(f"{key} is {tuple(base.shape)} in the base and {tuple(tuned.shape)} in the tuned one: resized, or from another base?")
     if not base.is_floating_point() or not tuned.is_floating_point():
         raise InputError(f"{key} is {base.dtype} in the base and {tuned.dtype} in the tuned one: load both unquantized")
     wide = torch.promote_types(torch.promote_types(base.dtype, tuned.dtype), torch.float32)

@@ -43,7 +43,7 @@ def run(config: Config) -> None:
     refuse_if_used(config.out, config.overwrite)
     model, tuned = read_model(folders.locate(config.base)), Parameters(folders.locate(config.tuned))
     if tuned.config.family != model.config.family:
-        raise InputError(f"{config.base} is a {model.config.family} model and {config.tuned} a {tuned.config.family}: name the base it was tuned from")
+        raise InputError(f"{config.base} is a {model.config.family} model and {config.tuned} a {tuned.config.family}: name its own base")
     targets = "all-linear" if config.targets == ("all-linear",) else config.targets
     found = peft.extract_lora(model, tuned, config.rank, config.share, targets)
     peft.save(model, config.out, "extracted", config.overwrite, config.base)
