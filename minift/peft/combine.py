@@ -13,8 +13,9 @@ Always on the CHANGE, never on A and B by themselves: (B_1 + B_2)(A_1 + A_2) has
     dare      DARE (Yu et al. 2023, arXiv:2311.03099): drop entries at random, rescale the rest, add up; then cut to `rank`
 
 The first three never build an (N, K) matrix; the last two need one module's at a time, and its SVD, which for wide models takes minutes.
-A set's weight is part of its change, so -1 negates and 1.0 alone reproduces. Hugging Face peft's `cat` and `svd` are these; its `linear` adds factors; its TIES elects the sign before the
-weights count; and its result of rsLoRA sets is sqrt(r) times too large.
+A set's weight is part of its change, so -1 negates and 1.0 alone reproduces.
+Hugging Face peft's `cat` and `svd` are these; its `linear` adds factors; its TIES elects the sign before the weights count; and its
+result of rsLoRA sets is sqrt(r) times too large.
 PiSSA, AdaLoRA and VeRA sets are products B A too, and may be among them.
 Left out: TIES' trimming over all modules at once (here and in peft: over each), DARE followed by TIES, methods whose change is no low-rank
 product (DoRA, IA3, adapters, prompts): refused by name.
