@@ -57,7 +57,9 @@ def weights_path(folder: Path) -> Path:
     return folder / (FUSION_WEIGHTS if config_path(folder).name == FUSION_CONFIG else WEIGHTS)
 
 
-def to_write(model: nn.Module, method: Method, small: dict[str, nn.Module], name: str, base_model: str | None) -> tuple[str, dict, str, dict[str, Tensor]]:
+def to_write(
+    model: nn.Module, method: Method, small: dict[str, nn.Module], name: str, base_model: str | None
+) -> tuple[str, dict, str, dict[str, Tensor]]:
     """Name of the config file, its fields, name of the tensors' file, the tensors."""
     kind, width = _base(model)
     fields = {
@@ -91,7 +93,8 @@ def read(folder: Path, fields: dict) -> tuple[Method, dict[str, Tensor]]:
         raise InputError(f"{path}: minift does not implement {', '.join(unknown)}; ignoring it would give other numbers")
     found = _tensors(weights_path(folder))
     if isinstance(method, AdapterFusion):
-        return method, {key.replace(f".adapter_fusion_layer.{name}.", f".adapter_fusion_layer.{','.join(method.names)}."): t for key, t in found.items()}
+        ours = f".adapter_fusion_layer.{','.join(method.names)}."
+        return method, {key.replace(f".adapter_fusion_layer.{name}.", ours): tensor for key, tensor in found.items()}
     if isinstance(method, LoReFT):
         return method, _edits(folder, found, name)
     return method, {key.replace(f".adapters.{name}.", ".adapters.NAME."): tensor for key, tensor in found.items()}
@@ -122,14 +125,17 @@ def _bottleneck(options: dict) -> BottleneckAdapter:
     kind = next((kind for kind in (BottleneckAdapter, Pfeiffer, Parallel) if kind.arrangement == said), None)
     if kind is None:
         shown = ", ".join(f"{key} {value!r}" for key, value in said.items())
-        raise InputError(f"minift has no bottleneck adapter with {shown}: it has Houlsby's (double_seq_bn), Pfeiffer's (seq_bn) and parallel (par_bn) ones")
+        has = "Houlsby's (double_seq_bn), Pfeiffer's (seq_bn) and parallel (par_bn) ones"
+        raise InputError(f"minift has no bottleneck adapter with {shown}: it has {has}")
     for key in ("original_ln_after", "residual_before_ln"):
         if options.pop(key, True) is not True:
             raise InputError(f"minift does not implement {key} other than true; ignoring it would give other numbers")
     if isinstance(options.get("reduction_factor"), dict):
         raise InputError("reduction_factor differs by layer: minift has one for all")
-    if "reduction_factor" not in options or on_targets != ("targets" in options):
-        raise InputError("reduction_factor is missing" if "reduction_factor" not in options else f"targets do not go with {options.get('architecture')!r}")
+    if "reduction_factor" not in options:
+        raise InputError("reduction_factor is missing: it says how wide the adapters are")
+    if on_targets != ("targets" in options):
+        raise InputError(f"targets do not go with architecture {options.get('architecture')!r}: it must be {ON_TARGETS!r} where there are any")
     return kind.from_file(options)
 
 
@@ -155,7 +161,8 @@ def _edits(folder: Path, found: dict[str, Tensor], name: str) -> dict[str, Tenso
     middle, rest, edits = f".reft_layer.refts.{name}.units.", dict(found), {}
     for start in sorted({key.split(middle)[0] for key in found if middle in key}):
         unit = lambda end, number=0: f"{start}{middle}{number}.{end}"
-        keys = ("learned_source.weight", "learned_source.bias", "projection.parametrizations.weight.original", "projection.parametrizations.weight.0.base")
+        rotation = "projection.parametrizations.weight"
+        keys = ("learned_source.weight", "learned_source.bias", f"{rotation}.original", f"{rotation}.0.base")
         missing = [unit(key) for key in keys if unit(key) not in rest]
         if missing:
             raise InputError(f"{folder / WEIGHTS} lacks {', '.join(missing)}")
@@ -165,7 +172,8 @@ def _edits(folder: Path, found: dict[str, Tensor], name: str) -> dict[str, Tenso
         if W.shape != original.shape or base.shape != (W.shape[1],) * 2 or b.shape != W.shape[:1]:
             raise InputError(f"{folder / WEIGHTS}: the tensors of {start}{middle}0 do not fit together: W {tuple(W.shape)}, base {tuple(base.shape)}")
         if W.shape[0] >= W.shape[1]:
-            raise InputError(f"{folder / WEIGHTS}: rank {W.shape[0]} at width {W.shape[1]}: the library builds a square R in another way, which is not read")
+            r, C = W.shape
+            raise InputError(f"{folder / WEIGHTS}: rank {r} at width {C}: the library builds a square R in another way, which is not read")
         R = base @ (orthonormal(original.T).T * original.diagonal())       # (C, r); the library keeps signs on the diagonal
         X, signs = reflections(R)
         ours = {"reft_W": signs[:, None] * W, "reft_b": signs * b, "reft_X": X}

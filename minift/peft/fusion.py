@@ -50,7 +50,8 @@ class AdapterFusion:
         state = state_of(model)
         for name in self.names:
             if name not in state.sets:
-                raise InputError(f"AdapterFusion mixes {name!r}, and this model has no such set; it has {sorted(state.sets)}: attach or load it first")
+                has = sorted(state.sets)
+                raise InputError(f"AdapterFusion mixes {name!r}, and this model has no such set; it has {has}: attach or load it first")
             kind = type(state.sets[name])
             if not issubclass(kind, BottleneckAdapter) or kind is Parallel:
                 raise InputError(f"AdapterFusion mixes BottleneckAdapter or Pfeiffer sets, and {name!r} is {kind.__name__}")

@@ -87,7 +87,7 @@ def test_a_set_named_like_a_part_of_its_keys_comes_back(tmp_path):
 def test_what_the_library_writes_beside_the_method_is_understood(tmp_path):
     model = saved(tmp_path / "a")
     edit(tmp_path / "a", config__leave_out=[], config__ln_before=False, config__phm_layer=False, config__phm_dim=4, config__factorized_phm_W=True,
-         config__hypercomplex_nonlinearity="glorot-uniform", config__inv_adapter=None or False, config__stochastic_depth=0.0, config__use_gating=False,
+         config__hypercomplex_nonlinearity="glorot-uniform", config__inv_adapter=False, config__stochastic_depth=0.0, config__use_gating=False,
          config__init_weights_seed=42, config__cross_adapter=False)  # fmt: skip
     again = twin(model)
     peft.load(again, tmp_path / "a")
@@ -143,7 +143,9 @@ def test_a_fusion_has_a_folder_that_needs_the_sets_it_mixes(tmp_path):
     assert torch.equal(again(IDS), model(IDS))
 
 
-@pytest.mark.parametrize("key, value", [("value", False), ("query", False), ("query_before_ln", True), ("residual_before", True), ("dropout_prob", 0.1)])
+@pytest.mark.parametrize(
+    "key, value", [("value", False), ("query", False), ("query_before_ln", True), ("residual_before", True), ("dropout_prob", 0.1)]
+)
 def test_another_fusion_is_refused(key, value, tmp_path):
     fused(tmp_path)
     path = tmp_path / "both" / "adapter_fusion_config.json"
@@ -181,7 +183,7 @@ def test_the_librarys_loreft_is_read_through_its_orthogonal_parametrization(r, t
     save_file(stored, tmp_path / WEIGHTS)
     options = dict(architecture="reft", dropout=0.05, dtype=None, init_weights_seed=None, layers="all", non_linearity=None, orthogonality=True,
                    output_reft=True, prefix_positions=2, r=r, suffix_positions=0, tied_weights=tied)  # fmt: skip
-    fields = dict(config=options, hidden_size=12, model_class="LlamaForCausalLM", model_name="", model_type="llama", name="sst", version="adapters.1.3.0")
+    fields = dict(config=options, hidden_size=12, model_class="LlamaForCausalLM", model_name="", model_type="llama", name="sst")
     (tmp_path / CONFIG).write_text(json.dumps(fields))
     model = llama().eval()
     peft.load(model, tmp_path)
@@ -203,8 +205,9 @@ def test_the_librarys_loreft_is_read_through_its_orthogonal_parametrization(r, t
     rewrite(tmp_path, lambda t: t.pop("model.layers.1.reft_layer.refts.sst.units.0.projection.parametrizations.weight.0.base"))
     with pytest.raises(InputError, match=r"lacks model.layers.1.*weight.0.base"):
         peft.load(llama(), tmp_path)
-    square = {"learned_source.weight": (12, 12), "learned_source.bias": (12,), **{f"projection.parametrizations.weight.{end}": (12, 12) for end in ("original", "0.base")}}
-    save_file({f"model.layers.1.reft_layer.refts.sst.units.0.{key}": torch.zeros(shape) for key, shape in square.items()}, tmp_path / WEIGHTS)
+    theirs = nn.Linear(12, 12).state_dict(prefix="model.layers.1.reft_layer.refts.sst.units.0.learned_source.")
+    rotation = "model.layers.1.reft_layer.refts.sst.units.0.projection.parametrizations.weight."
+    save_file({**theirs, **{rotation + end: torch.zeros(12, 12) for end in ("original", "0.base")}}, tmp_path / WEIGHTS)
     with pytest.raises(InputError, match="rank 12 at width 12: the library builds a square R in another way"):
         peft.load(llama(), tmp_path)
 
@@ -249,7 +252,7 @@ def test_trap27_wrong_tensors_are_refused_and_the_model_is_untouched(change, wor
         (dict(config__scaling="learned"), "scale is 'learned'"),
         (dict(config__non_linearity="leakyrelu"), "activation is 'leakyrelu'"),
         (dict(config__architecture="lora"), "architecture is 'lora'"),
-        (dict(config__targets=["down"]), "targets do not go with None"),
+        (dict(config__targets=["down"]), "targets do not go with architecture None"),
         (dict(config=None), "peft_type is None"),
         (dict(config="pfeiffer"), "config is 'pfeiffer' and name is 'sst'"),
         (dict(name=None), "name is None"),

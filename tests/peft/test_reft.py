@@ -9,6 +9,7 @@ from minift.errors import InputError
 from minift.generate import generate_ids
 from minift.models.attention import Context
 from minift.models.cache import KVCache
+from minift.peft.files import read
 from minift.peft.reft import Edit, orthonormal, reflections
 from minift.sampling import Sampling
 from tests.peft.small import filled, gpt2, llama
@@ -82,7 +83,7 @@ def edited(new=llama, **options):
 
 def test_the_first_positions_of_every_block_are_edited_and_no_other():
     model = edited()
-    seen, context = {}, {}
+    seen = {}
     model.blocks[0].base.register_forward_hook(lambda _, inputs, out: seen.update(z=out, context=inputs[1]))
     model.blocks[1].base.register_forward_pre_hook(lambda _, inputs: seen.update(x=inputs[0]))
     model(IDS)
@@ -225,7 +226,6 @@ def test_a_set_comes_back_from_its_folder_bit_for_bit(new, tmp_path):
     again.load_state_dict({k.replace(".base.", "."): v for k, v in model.state_dict().items() if ".adapters." not in k})
     peft.load(again, tmp_path / "a", name="b")
     assert torch.equal(again(IDS), model(IDS))
-    from minift.peft.files import read
     method, tensors = read(tmp_path / "a")
     assert method == peft.LoReFT(rank=2, prefix=3, layers=(1,))
     layer = {llama: "model.layers.1", gpt2: "transformer.h.1"}[new]
