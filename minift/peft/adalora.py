@@ -117,6 +117,10 @@ class AdaLoRA:
         counts, shares = (sum(v for v in (self.tinit, self.tfinal) if (v >= 1) == whole) for whole in (True, False))
         return max(1000, math.ceil((counts + 2) / (1 - shares)))
 
+    def settled(self, step: int, steps: int) -> bool:
+        """Has the final choice been made?"""
+        return step >= self.schedule(steps)[1]
+
     def budget(self, step: int, steps: int, start: int, end: int) -> int:
         """How many of the model's `start` triplets stay after `step`; `end` of them at last."""
         tinit, last = self.schedule(steps)

@@ -2,6 +2,7 @@
 
     lr_scale           an attribute of a parameter: it learns that many times as fast (LoRA+); train/optim.py reads it
     penalty()          of a small module: a scalar added to the mean loss of each step (AdaLoRA's orthogonality)
+    settled(...)       of a config: could training end here? Until then no evaluation is the best one (AdaLoRA)
     after_step(...)    of a config: called when the optimizer has stepped and the gradients are still there (AdaLoRA's budget)
 
 Proved in tests/peft/test_training.py."""
@@ -24,6 +25,13 @@ def after_step(model: nn.Module, step: int, steps: int) -> None:
     method = state.sets.get(state.active) if state is not None else None
     if hasattr(method, "after_step"):
         method.after_step(_active(model), step, steps)
+
+
+def settled(model: nn.Module, step: int, steps: int) -> bool:
+    """Is what the active set is after step `step` of the kind it is to end as? An AdaLoRA over its budget is not, however good."""
+    state: State | None = model.__dict__.get("_peft")
+    method = state.sets.get(state.active) if state is not None else None
+    return method.settled(step, steps) if hasattr(method, "settled") else True
 
 
 def _active(model: nn.Module) -> list[nn.Module]:

@@ -13,6 +13,7 @@ measurement behind the default. Proved in tests/recipes/test_sft.py. Left out: p
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -34,7 +35,7 @@ from minift.losses.fused import next_token_from_hidden
 from minift.losses.sft import next_token
 from minift.models.linear import fast_products
 from minift.models.transformer import Transformer
-from minift.peft.training import after_step, penalty
+from minift.peft.training import after_step, penalty, settled
 from minift.peft.wrapper import plain_weight
 from minift.recipes.loading import MIXED, load_sets, use_template
 from minift.recipes.methods import FLAGS, METHODS, method_config
@@ -165,8 +166,8 @@ def tune(
     if not quiet:
         print(f"{config.method}: {peft.trainable(model)}")
     measure = lambda: {"loss": evaluate(model, valid_set, config)}
-    tell = lambda step, steps: after_step(model, step, steps)
-    return fit(model, batches(train_set, config), loss, config, folder, measure, resume, quiet, tell)
+    tell, counts = partial(after_step, model), partial(settled, model)
+    return fit(model, batches(train_set, config), loss, config, folder, measure, resume, quiet, tell, counts)
 
 
 def choose_parameters(model: Transformer, config: MethodConfig, tokenizer: Tokenizer | None = None) -> None:

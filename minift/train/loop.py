@@ -107,11 +107,13 @@ def fit(
     resume: bool = False,
     quiet: bool = False,
     after_step: Callable[[int, int], None] | None = None,
+    counts: Callable[[int, int], bool] | None = None,
 ) -> Outcome:
     """Train the model's trainable parameters in place.
 
     epoch_batches(n) gives the micro-batches of epoch n, the same ones each time it is asked. evaluate() returns named values of
-    which "loss" decides what is best. after_step(step, steps) is called while the gradients are still there. Checkpoints and metrics.jsonl go to `folder`. Raises FloatingPointError at a loss that is not
+    which "loss" decides what is best. after_step(step, steps) is called while the gradients are still there. An evaluation at which
+    counts(step, steps) is False cannot be the best one. Checkpoints and metrics.jsonl go to `folder`. Raises FloatingPointError at a loss that is not
     finite, before it reaches the weights."""
     torch.manual_seed(config.seed)
     device = next(model.parameters()).device
@@ -166,9 +168,10 @@ def fit(
                     if not math.isfinite(values["loss"]):
                         raise FloatingPointError(f"the held-out loss is {values['loss']} after step {step}: training stopped; {_kept(last)}")
                     log.evaluation(step, values)
-                    best, bad = (values["loss"], 0) if best is None or values["loss"] < best else (best, bad + 1)
-                    if bad == 0:
-                        save(best_file)
+                    if counts is None or counts(step, steps):
+                        best, bad = (values["loss"], 0) if best is None or values["loss"] < best else (best, bad + 1)
+                        if bad == 0:
+                            save(best_file)
                 if step % (config.save_every or eval_every) == 0 or step == steps:
                     save(last)
                 if config.patience and bad >= config.patience:

@@ -16,6 +16,8 @@ MUTANTS = [
            "                if after_step is not None:\n                    after_step(step, steps)\n                for optimizer in optimizers:\n                    optimizer.zero_grad()\n",
            "                for optimizer in optimizers:\n                    optimizer.zero_grad()\n                if after_step is not None:\n                    after_step(step, steps)\n",
            "tests/train/test_loop.py"),
+    Mutant("unsettled_adapter_may_be_the_best", "minift/train/loop.py", "if counts is None or counts(step, steps):", "if True:", "tests/train/test_loop.py"),
+    Mutant("adalora_settled_too_early", "minift/peft/adalora.py", "return step >= self.schedule(steps)[1]", "return step >= self.schedule(steps)[0]", HOOKS),
     Mutant("checkpoint_forgets_running_averages", "minift/train/checkpoint.py", "        buffer.copy_(saved[name])", "        pass", "tests/train/test_checkpoint.py"),
     Mutant("penalty_once_per_batch_not_per_token", "minift/recipes/sft.py", "total + asked * targets", "total + asked", NAMES),
     Mutant("before_is_measured_with_the_fresh_method_on", "minift/recipes/sft.py", "    with as_base(model, config):\n        before, said_before", "    if True:\n        before, said_before", NAMES),

@@ -5,7 +5,7 @@ from torch import nn
 
 from minift import peft
 from minift.peft.attach import state_of
-from minift.peft.training import after_step, penalty
+from minift.peft.training import after_step, penalty, settled
 from minift.train.optim import parameter_groups, set_learning_rate
 
 
@@ -72,3 +72,12 @@ def test_a_parameter_may_learn_faster_than_the_rest():
     assert {g["peak_lr"]: (len(g["params"]), g["weight_decay"]) for g in groups} == {0.5: (1, 0.0), 8.0: (1, 0.1)}
     set_learning_rate([type("O", (), {"param_groups": groups})], 0.5)
     assert sorted(g["lr"] for g in groups) == [0.25, 4.0]
+
+
+def test_an_adalora_is_settled_from_its_final_choice_on_and_other_methods_always():
+    model = nn.Sequential(nn.Linear(9, 8), nn.Linear(8, 7))
+    assert settled(model, 1, 10)
+    peft.attach(model, peft.AdaLoRA(init_r=3, target_r=2, tinit=1, tfinal=4), "ada")
+    assert [settled(model, step, 10) for step in (1, 5, 6, 10)] == [False, False, True, True]
+    peft.attach(model, peft.LoRA(rank=2), "lora")
+    assert settled(model, 1, 10)

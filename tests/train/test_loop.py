@@ -159,3 +159,10 @@ def test_who_wants_to_is_told_of_every_step_while_its_gradients_are_there(tmp_pa
     tell = lambda step, steps: told.append((step, steps, model.table.grad is not None))
     fit(model, lambda epoch: batches, exact_loss, LoopConfig(epochs=1, accumulate=2), tmp_path, quiet=True, after_step=tell)
     assert told == [(1, 3, True), (2, 3, True), (3, 3, True)]
+
+
+def test_an_evaluation_that_does_not_count_is_never_the_best(tmp_path):
+    losses, model, batches = iter([1.0, 3.0, 2.0, 2.5]), Bigram(), [pad([example]) for example in EIGHT[:4]]
+    outcome = fit(model, lambda epoch: batches, exact_loss, LoopConfig(epochs=1, eval_every=1), tmp_path, lambda: {"loss": next(losses)}, quiet=True,
+                  counts=lambda step, steps: step > 1)    # fmt: skip
+    assert outcome.best == 2.0
