@@ -93,10 +93,9 @@ def quality(task: Task, rows: Rows) -> str:
     if task.seeds == 1:
         return text + ". One seed tells nothing of chance: read no order out of small differences."
     close = [name for name in rows if name != best and loss[name] - loss[best] <= (off[name] ** 2 + off[best] ** 2) ** 0.5]
-    names = f" ({', '.join(close)})" if close else ""
-    return text + (
-        f". Within one standard deviation of it: {len(close)}{names}. {task.seeds} seeds do not order those; a table without spreads would."
-    )
+    if not close:
+        return text + ". No other lies within one standard deviation of it."
+    return text + f". Within one standard deviation of it: {', '.join(close)}. {task.seeds} seeds do not order those; a table without spreads would."
 
 
 def frozen_forgets(task: Task, rows: Rows) -> str:
@@ -132,7 +131,7 @@ def files(rows: Rows) -> str:
 def rate_edges(task: Task, rows: Rows) -> str:
     low, high = ([name for name, row in rows.items() if row.rate == pick(map(float, row.search))] for pick in (min, max))
     edges = [f"the {word} rate was best for {len(names)} ({', '.join(names)})" for word, names in (("largest", high), ("smallest", low)) if names]
-    if len(task.rates) < 2 or not edges:
+    if len(task.rates) < 3 or not edges:                                 # of two candidates, each is an edge
         return ""
     return (
         f"**A rate tuned for one is not tuned for all.** Of {len(task.rates)} candidates per method, {'; '.join(edges)}. Those would perhaps gain"

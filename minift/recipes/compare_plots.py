@@ -43,14 +43,14 @@ def draw_quality(file: Path, task: Task, rows: dict[str, Measured]) -> list[Bbox
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="best")
     points = [(row.trained, row.mean("loss"), row.spread("loss")) for row in rows.values()]
-    boxes = place_labels(axes, list(rows), points)
+    boxes = place_labels(axes, list(rows), points, line=task.before.loss)
     figure.savefig(file)
     plt.close(figure)
     return boxes
 
 
-def place_labels(axes, names: Sequence[str], points: Sequence[tuple[float, float, float]]) -> list[Bbox]:
-    """Write each name beside its point (x, y, half the length of its bar), the most crowded ones first."""
+def place_labels(axes, names: Sequence[str], points: Sequence[tuple[float, float, float]], line: float) -> list[Bbox]:
+    """Write each name beside its point (x, y, half the length of its bar), the most crowded ones first, and none on the level `line`."""
     figure = axes.figure
     figure.canvas.draw()                                                  # now the layout, and with it every pixel, is known
     figure.set_layout_engine("none")
@@ -59,6 +59,8 @@ def place_labels(axes, names: Sequence[str], points: Sequence[tuple[float, float
     taken = [Bbox.from_extents(cx - 5, cy - 5, cx + 5, cy + 5) for cx, cy in centres]
     taken += [Bbox([pixel((x, y - bar)) - (3, 0), pixel((x, y + bar)) + (3, 0)]) for x, y, bar in points]
     legend, inside, boxes = axes.get_legend(), axes.get_window_extent(), {}
+    level = pixel((points[0][0], line))[1]
+    taken.append(Bbox.from_extents(inside.x0, level - 1, inside.x1, level + 1))
     if legend is not None:
         taken.append(legend.get_window_extent())
     crowd = lambda i: sum(math.dist(centres[i], other) < 60 for other in centres)
@@ -110,6 +112,7 @@ def draw_costs(file: Path, task: Task, rows: dict[str, Measured]) -> None:
         axes.grid(axis="x", alpha=0.25, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=8)
+        axes.set_ylim(len(order) - 0.4, -0.6)                             # the first on top
         if "log" in title:
             axes.set_xscale("log")
             axes.set_xlim(min(values) / 3, max(values) * 30)
@@ -122,7 +125,6 @@ def draw_costs(file: Path, task: Task, rows: dict[str, Measured]) -> None:
         for place, value in enumerate(values):
             axes.annotate(form.format(value), (max(value, start), place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7.5, color=INK)
     all_axes[0].set_yticks(range(len(order)), order, fontsize=9)
-    all_axes[0].invert_yaxis()
     handles = [plt.Rectangle((0, 0), 1, 1, color=color) for _, color in KINDS.values()]
     figure.legend(handles, KINDS, loc="outside lower center", ncols=len(KINDS), frameon=False, fontsize=9)
     figure.savefig(file, dpi=110)

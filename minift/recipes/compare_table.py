@@ -38,14 +38,14 @@ def quality_rows(task: Task, rows: dict[str, Measured | str]) -> list[list[str]]
 
 def short_table(task: Task, rows: dict[str, Measured | str]) -> tuple[list[str], list[list[str]]]:
     """Header and rows for the terminal: the columns that fit."""
-    header = ["method", "trained", "memory", "ms/step", "generation", "loss", "ROUGE-L", "PEP 257", "forgetting"]
-    table = [["base", "–", "–", "–", "1.00x", f"{task.before.loss:.3f}", f"{task.before.rouge_l:.3f}", _percent(task.before.pep257), "1"]]
+    header = ["method", "trained", "memory", "ms/step", "held-out loss", "PEP 257", "forgetting"]
+    table = [["base", "–", "–", "–", f"{task.before.loss:.3f}", _percent(task.before.pep257), "1"]]
     for name, row in rows.items():
         if isinstance(row, str):
-            table.append([name, f"failed: {row}", *[""] * 7])
+            table.append([name, "failed", *["–"] * 5])
             continue
         costs, qualities = _costs(row), _qualities(task, row)
-        table.append([name, costs[0], costs[5], costs[6], costs[8], *qualities[1:4], qualities[5]])
+        table.append([name, costs[0], costs[5], costs[6], qualities[1], qualities[3].split(" ±")[0], qualities[5]])
     return header, table
 
 

@@ -24,7 +24,7 @@ from minift.recipes.compare import QUICK, Config, by_default, prepare, run, with
 from minift.recipes.compare_findings import findings, machine, report
 from minift.recipes.compare_plots import draw_costs, draw_quality
 from minift.recipes.compare_row import Watch, memory, slowdown, train, work
-from minift.recipes.compare_table import COSTS, QUALITIES, cost_rows, csv_table, markdown, quality_rows, rank_correlation, ranks, size
+from minift.recipes.compare_table import COSTS, QUALITIES, cost_rows, csv_table, markdown, quality_rows, rank_correlation, ranks, short_table, size
 from minift.recipes.compare_task import Measured, Quality, Task, read_row
 from minift.recipes.methods import METHODS
 
@@ -224,7 +224,7 @@ def test_the_peak_of_a_row_is_its_own_and_not_its_parents():
 
 
 QUALITY = Quality(4.0, 0.1, 0.5, 20.0)
-TASK = Task("base", "fp32", 40, 1024, 2, (0.5, 2.0), 8, 64, 1, True, (), (), (), (), 1, QUALITY)
+TASK = Task("base", "fp32", 40, 1024, 2, (0.25, 1.0, 4.0), 8, 64, 1, True, (), (), (), (), 1, QUALITY)
 
 
 def made(trained=1000, **fields) -> Measured:
@@ -252,6 +252,8 @@ def test_the_table_worked_by_hand():
     assert base == ["base, untrained", "–", "4.000", "0.100", "50 %", "20.0", "1"]
     # mean of 3 and 3.5; sd = sqrt(2 x 0.25^2 / 1) = 0.354; (22 + 23) / 2 / 20 = 1.125
     assert one == ["one", "0.001", "3.250 ± 0.354", "0.300 ± 0.141", "90 % ± 14", "22.5 ± 0.7", "1.125"]
+    header, short = short_table(TASK, rows)
+    assert short[1] == ["one", "1,000", "100 MB", "100", "3.250 ± 0.354", "90 %", "1.125"] and {len(line) for line in short} == {len(header)}
     assert all(len(line) == len(COSTS) for line in cost_rows(rows)) and all(len(line) == len(QUALITIES) for line in quality_rows(TASK, rows))
 
 
@@ -319,7 +321,7 @@ def test_findings_turn_with_the_numbers():
     assert "**Every method steps faster than full fine-tuning, or as fast.**" in text
     assert "**With these frozen bases nothing was forgotten.**" in text and "none is above that" in text
     assert "**More trained parameters is better.** The rank correlation of trained parameters and quality is 1.00" in text
-    assert "best held-out loss is full's, 2.000" in text and "Within one standard deviation of it: 0." in text
+    assert "best held-out loss is full's, 2.000" in text and "No other lies within one standard deviation of it." in text
     assert "the largest rate was best for 1 (lora)" in text
 
 
@@ -332,7 +334,7 @@ def test_findings_need_only_what_is_there():
 def test_methods_within_the_spread_are_not_ordered():
     at = lambda a, b: made(qualities=(Quality(a, 0, 0, 20.0), Quality(b, 0, 0, 20.0)))
     rows = {"best": at(3.0, 3.2), "close": at(3.1, 3.3), "far": at(3.9, 3.9)}      # apart 0.1 and 0.8; spreads 0.14, 0.14, 0
-    assert "Within one standard deviation of it: 1 (close). 2 seeds do not order those" in "\n".join(findings(TASK, rows))
+    assert "Within one standard deviation of it: close. 2 seeds do not order those" in "\n".join(findings(TASK, rows))
 
 
 def test_the_report_names_the_machine_and_what_was_left_out(task):
