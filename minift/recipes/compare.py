@@ -62,7 +62,7 @@ class Config:
     """A first look in minutes: one seed, few steps, few judged rows. Differences in quality are then mostly noise."""
     seeds: int = 3
     """Runs of each method; the spread between them is in the table."""
-    rates: tuple[float, ...] = (0.25, 1.0, 4.0)
+    rates: tuple[float, ...] = (1.0, 4.0, 16.0)
     """Candidate learning rates, as factors on a method's default."""
     steps: int = 40
     """Optimizer steps of every run, in the search too."""
