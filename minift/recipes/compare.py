@@ -46,7 +46,7 @@ from minift.train.run import open_run
 ROW = [sys.executable, "-m", "minift.recipes.compare_row"]
 """The command that measures one row: FOLDER and METHOD follow."""
 
-QUICK = dict(seeds=1, steps=14, batch_tokens=512, train=400, valid=40, judged=32, new_tokens=24, windows=8, rounds=3)
+QUICK = dict(seeds=1, steps=12, batch_tokens=512, train=400, valid=40, judged=24, new_tokens=20, windows=6, rounds=3)
 """What --quick changes; options that are given stay."""
 
 
@@ -64,7 +64,7 @@ class Config:
     """Runs of each method; the spread between them is in the table."""
     rates: tuple[float, ...] = (1.0, 4.0, 16.0)
     """Candidate learning rates, as factors on a method's default."""
-    steps: int = 40
+    steps: int = 36
     """Optimizer steps of every run, in the search too."""
     batch_tokens: int = 1024
     """Tokens of a step."""

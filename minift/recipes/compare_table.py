@@ -38,7 +38,7 @@ def quality_rows(task: Task, rows: dict[str, Measured | str]) -> list[list[str]]
 
 def short_table(task: Task, rows: dict[str, Measured | str]) -> tuple[list[str], list[list[str]]]:
     """Header and rows for the terminal: the columns that fit."""
-    header = ["method", "trained", "memory", "ms/step", "held-out loss", "PEP 257", "forgetting"]
+    header = ["method", "trained", "memory", "ms", "loss", "PEP 257", "forgets"]
     table = [["base", "–", "–", "–", f"{task.before.loss:.3f}", _percent(task.before.pep257), "1"]]
     for name, row in rows.items():
         if isinstance(row, str):
