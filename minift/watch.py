@@ -79,10 +79,10 @@ def size_by_rank(singular_values: Tensor) -> Tensor:
     return squares / squares[..., -1:]
 
 
-def of_rank(change: Tensor, rank: int) -> Tensor:
-    """(N, K) -> (N, K): no matrix of this rank is nearer to `change` (Eckart and Young 1936)."""
+def of_rank(change: Tensor, ranks: Sequence[int]) -> Tensor:
+    """(N, K) -> (len(ranks), N, K): no matrices of these ranks are nearer to `change` (Eckart and Young 1936)."""
     U, S, Vt = torch.linalg.svd(change, full_matrices=False)
-    return U[:, :rank] * S[:rank] @ Vt[:rank]
+    return torch.stack([U[:, :rank] * S[:rank] @ Vt[:rank] for rank in ranks])
 
 
 def agreement(one: Tensor, other: Tensor, most: int) -> Tensor:

@@ -117,8 +117,8 @@ def test_size_by_rank_by_hand():
 def test_of_rank_holds_the_share_that_size_by_rank_says():
     change = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
     shares = watch.size_by_rank(watch.spectra([change]))[0]
-    for rank in (1, 2, 5):
-        near = watch.of_rank(change, rank)
+    ranks = (1, 2, 5)
+    for rank, near in zip(ranks, watch.of_rank(change, ranks), strict=True):
         assert torch.linalg.matrix_rank(near) == rank
         assert (near.square().sum() / change.square().sum()).item() == pytest.approx(shares[rank - 1].item(), rel=1e-5)
     assert torch.allclose(near, change, rtol=0, atol=1e-5)
