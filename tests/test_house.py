@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.run import planted
+from tests.mutants.run import chosen, planted
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
@@ -79,6 +79,13 @@ def test_each_planted_bug_fits_the_source(mutant):
 def test_there_are_enough_planted_bugs_and_no_two_of_one_name():
     names = [mutant.name for mutant in planted()]
     assert len(names) >= 25 and len(set(names)) == len(names)
+
+
+def test_the_parts_of_the_planted_bugs_are_all_of_them():
+    mutants = planted()
+    parts = [chosen(mutants, [f"{part}/5"]) for part in range(1, 6)]
+    assert sorted(m.name for part in parts for m in part) == sorted(m.name for m in mutants) and chosen(mutants, []) == mutants
+    assert {m.name for m in chosen(mutants, ["lora_scale_forgotten"])} == {"lora_scale_forgotten"}
 
 
 def test_the_readmes_map_names_every_source_file_and_no_other():

@@ -18,8 +18,8 @@ MUTANTS = [
     Mutant(
         name="lora_rows_of_the_output_mixed_up",
         file=LORA,
-        old="alpha=scale).view_as(y)",
-        new="alpha=scale).view_as(y).flip(0)",
+        old="return plus_product(y, low.to(y.dtype), B.to(y.dtype), scale)",
+        new="return plus_product(y, low.to(y.dtype), B.to(y.dtype), scale).flip(0)",
         test=TEST_LORA,
     ),
     Mutant(

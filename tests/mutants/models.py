@@ -182,4 +182,25 @@ MUTANTS = [
         new="x, W",
         test="tests/models/test_linear.py",
     ),
+    Mutant(
+        name="linear_low_rank_gradient_without_its_scale",
+        file="minift/models/linear.py",
+        old="dlow = ctx.scale * (dy @ B)",
+        new="dlow = (dy @ B)",
+        test="tests/models/test_linear.py",
+    ),
+    Mutant(
+        name="linear_low_rank_gradient_of_B_without_its_scale",
+        file="minift/models/linear.py",
+        old="dB = ctx.scale * (rows(low)",
+        new="dB = (rows(low)",
+        test="tests/models/test_linear.py",
+    ),
+    Mutant(
+        name="linear_writes_into_the_base_output",
+        file="minift/models/linear.py",
+        old="            return torch.addmm(rows(y), rows(low)",
+        new="            return rows(y).addmm_(rows(low)",
+        test="tests/models/test_linear.py",
+    ),
 ]

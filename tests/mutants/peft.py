@@ -8,8 +8,8 @@ MUTANTS = [
     Mutant(
         name="lora_scale_forgotten",
         file=LORA,
-        old="B.to(y.dtype).T, alpha=scale)",
-        new="B.to(y.dtype).T)",
+        old="low.to(y.dtype), B.to(y.dtype), scale)",
+        new="low.to(y.dtype), B.to(y.dtype), 1.0)",
         test="tests/peft/test_lora.py",
     ),
     Mutant(

@@ -2,11 +2,13 @@
 
     python -m tests.mutants.run                 all planted bugs
     python -m tests.mutants.run lora rope       those whose name contains one of the words
+    python -m tests.mutants.run 2/5             every fifth, beginning with the second: what CI does, another fifth with every commit
 
 A test file must pass without the bug first: a file that fails anyway catches nothing. Exit status 1 if a bug survives."""
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,41 +25,62 @@ SECONDS = 300
 
 def planted() -> list[Mutant]:
     """The MUTANTS of every module in this folder."""
-    modules = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("run", "mutant", "__init__"))
+    modules = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("run", "nursery", "mutant", "__init__"))
     return [mutant for name in modules for mutant in importlib.import_module(f"tests.mutants.{name}").MUTANTS]
 
 
-def passes(tree: Path, test: str) -> bool:
-    """Does the test file pass in this copy of the tree?"""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", test]
-    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=SECONDS)
-    if done.returncode not in (0, 1, 2):                          # 2: the file cannot even be imported; others: pytest itself failed
-        raise RuntimeError(f"pytest ended with {done.returncode} on {test}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.returncode == 0
+class Tree:
+    """A copy of the repository in which bugs are planted, and a process that runs its tests."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for name in ("minift", "tests"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "Agg"}
+        command = [sys.executable, "-m", "tests.mutants.nursery", str(SECONDS)]
+        self.nursery = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def passes(self, test: str) -> bool:
+        """Does the test file pass in this copy?"""
+        self.nursery.stdin.write(test + "\n")
+        self.nursery.stdin.flush()
+        status = int(self.nursery.stdout.readline())
+        if status not in (0, 1, 2):                               # 2: the file cannot even be imported; others: pytest itself failed
+            raise RuntimeError(f"pytest ended with {status} on {test}: run it by hand")
+        return status == 0
+
+    def close(self) -> None:
+        self.nursery.stdin.close()
+        self.nursery.wait()
 
 
-def survives(tree: Path, mutant: Mutant) -> bool:
-    file = tree / mutant.file
+def survives(tree: Tree, mutant: Mutant) -> bool:
+    file = tree.folder / mutant.file
     original = file.read_text(encoding="utf-8")
     if original.count(mutant.old) != 1:
         raise RuntimeError(f"{mutant.name}: its text occurs {original.count(mutant.old)} times in {mutant.file}, wanted once: mend the planted bug")
     file.write_text(original.replace(mutant.old, mutant.new), encoding="utf-8")
     try:
-        return passes(tree, mutant.test)
+        return tree.passes(mutant.test)
     finally:
         file.write_text(original, encoding="utf-8")
 
 
+def chosen(mutants: list[Mutant], words: list[str]) -> list[Mutant]:
+    """Those that the command line asks for."""
+    if len(words) == 1 and re.fullmatch(r"[1-9]\d*/[1-9]\d*", words[0]):
+        part, parts = map(int, words[0].split("/"))
+        return mutants[part - 1 :: parts]
+    return [m for m in mutants if not words or any(word in m.name for word in words)]
+
+
 def main(words: list[str]) -> int:
-    mutants = [m for m in planted() if not words or any(word in m.name for word in words)]
+    mutants = chosen(planted(), words)
     with tempfile.TemporaryDirectory() as temporary:
-        trees: SimpleQueue[Path] = SimpleQueue()
-        for number in range(len(os.sched_getaffinity(0))):        # one copy of the tree per worker
-            tree = Path(temporary) / str(number) / "repository"
-            for name in ("minift", "tests"):
-                shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-            shutil.copy(ROOT / "pyproject.toml", tree)
+        copies = [Tree(Path(temporary) / str(number) / "repository") for number in range(len(os.sched_getaffinity(0)))]   # one per worker
+        trees: SimpleQueue[Tree] = SimpleQueue()
+        for tree in copies:
             trees.put(tree)
 
         def with_tree(job, *arguments):
@@ -69,7 +92,7 @@ def main(words: list[str]) -> int:
 
         with ThreadPoolExecutor(trees.qsize()) as pool:
             files = sorted({m.test for m in mutants})
-            failing = [file for file, good in zip(files, pool.map(lambda f: with_tree(passes, f), files)) if not good]
+            failing = [file for file, good in zip(files, pool.map(lambda f: with_tree(Tree.passes, f), files)) if not good]
             if failing:
                 print(f"these fail without any planted bug: {', '.join(failing)}")
                 return 1
@@ -77,6 +100,8 @@ def main(words: list[str]) -> int:
             for mutant, survived in zip(mutants, pool.map(lambda m: with_tree(survives, m), mutants)):
                 print(f"{'SURVIVED' if survived else 'caught':<9}{mutant.name}", flush=True)
                 alive += [mutant.name] if survived else []
+        for tree in copies:
+            tree.close()
     print(f"{len(mutants) - len(alive)} passed, {len(alive)} failed")
     return 1 if alive else 0
 
