@@ -1,6 +1,7 @@
-"""A linear layer whose large float32 products take the faster of PyTorch's two CPU libraries.
+"""Linear layers whose large float32 products take the faster of PyTorch's two CPU libraries.
 
-    y = x WT + b      dx = dy W      dW = dyT x      db = sum of dy          x: (..., K)      W: (N, K)      y: (..., N)
+    y = x WT + b            dx = dy W          dW = dyT x          db = sum of dy          x: (..., K)      W: (N, K)      y: (..., N)
+    y = y0 + s low BT       dlow = s dy B      dB = s (lowT dy)T                           low: (..., r)    B: (N, r)
 
 PyTorch multiplies float32 matrices on a CPU with MKL. oneDNN, which it uses for bfloat16, does so with a setting that allows oneDNN to
 round float32 to bfloat16 where the CPU has units for that (AMX). Where it has none, oneDNN multiplies in float32 like MKL, in another
@@ -17,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGE = 2**24
-"""Multiplications from which on oneDNN is asked: 256 tokens through a 256 x 256 matrix."""
+LARGE = 2**18
+"""Numbers in x, or in y0, from which on oneDNN is asked: 1,024 tokens of width 256."""
 
 
 @contextlib.contextmanager
@@ -54,10 +55,29 @@ class Linear(nn.Linear):
     """nn.Linear, faster."""
 
     def forward(self, x: Tensor) -> Tensor:                                           # (..., K) -> (..., N)
-        plain = x.device.type != "cpu" or not x.dtype == self.weight.dtype == torch.float32 or x.numel() * self.out_features < LARGE
-        if plain or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or not exact_here():
-            return F.linear(x, self.weight, self.bias)
-        return Product.apply(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
+    """x WT + b, (..., K) -> (..., N): F.linear, faster."""
+    return Product.apply(x, W, b) if _large(x, W) else F.linear(x, W, b)
+
+
+def plus_product(y: Tensor, low: Tensor, B: Tensor, scale: float) -> Tensor:
+    """y + scale low BT in one matrix product, which starts from y instead of zero: no (..., N) intermediate, no pass to add it."""
+    if _large(y, low, B):
+        return PlusProduct.apply(y, low, B, scale)
+    return torch.addmm(rows(y), rows(low), B.T, alpha=scale).view_as(y)
+
+
+def rows(x: Tensor) -> Tensor:                                                        # (..., K) -> (tokens, K)
+    return x.reshape(-1, x.shape[-1])
+
+
+def _large(x: Tensor, *others: Tensor) -> bool:
+    if x.numel() < LARGE or x.device.type != "cpu" or any(t.dtype != torch.float32 for t in (x, *others)):
+        return False
+    return not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling() and exact_here()
 
 
 class Product(torch.autograd.Function):
@@ -76,6 +96,26 @@ class Product(torch.autograd.Function):
         with fast_products():
             return (
                 dy @ W if for_x else None,                                            # (..., K)
-                dy.flatten(0, -2).T @ x.flatten(0, -2) if for_W else None,            # (N, K)
-                dy.flatten(0, -2).sum(0) if for_b else None,                          # (N,)
+                rows(dy).T @ rows(x) if for_W else None,                              # (N, K)
+                rows(dy).sum(0) if for_b else None,                                   # (N,)
             )
+
+
+class PlusProduct(torch.autograd.Function):
+    """y + s low BT."""
+
+    @staticmethod
+    def forward(ctx, y: Tensor, low: Tensor, B: Tensor, scale: float) -> Tensor:
+        _, for_low, for_B, _ = ctx.needs_input_grad
+        ctx.save_for_backward(low if for_B else None, B if for_low else None)
+        ctx.scale = scale
+        with fast_products():
+            return torch.addmm(rows(y), rows(low), B.T, alpha=scale).view_as(y)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        (low, B), (for_y, for_low, for_B, _) = ctx.saved_tensors, ctx.needs_input_grad
+        with fast_products():
+            dlow = ctx.scale * (dy @ B) if for_low else None                          # (..., r)
+            dB = ctx.scale * (rows(low).T @ rows(dy)).T if for_B else None            # (N, r); a wide product, not a tall one
+        return dy if for_y else None, dlow, dB, None

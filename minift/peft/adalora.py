@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minift.errors import InputError
+from minift.models.linear import linear
 from minift.peft.lora import added, plus
 from minift.peft.targets import find, is_conv1d, is_linear, is_stored_transposed, published_names, read_targets, written_targets
 
@@ -223,7 +224,7 @@ class AdaLoRALinear(nn.Module):
             return y
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        low = F.linear(x, self.Q.to(x.dtype))                                   # (..., r)
+        low = linear(x, self.Q.to(x.dtype))                                     # (..., r)
         return plus(y, low * self.E[:, 0].to(low.dtype), self.P, self.scale)
 
     def factors(self) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minift.models.linear import linear
 from minift.peft.lora import LoRA, LoRAEmbedding, LoRALinear, plus, refuse_packed
 from minift.peft.targets import is_conv1d, is_embedding
 
@@ -60,7 +61,7 @@ class DoRALinear(LoRALinear):
         if self.dropout and self.training:
             thinned = F.dropout(x, self.dropout)
             hidden, x = without_bias(base(x - thinned), base), thinned
-        low = F.linear(x, self.A.to(x.dtype))                                         # (..., r)
+        low = linear(x, self.A.to(x.dtype))                                           # (..., r)
         y = stretched(plus(base(x), low, self.B, self.scale), g, base.bias)           # (..., N)
         return y if hidden is None else y + hidden
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minift.errors import InputError
+from minift.models.linear import linear, plus_product
 from minift.peft.targets import find, is_conv1d, is_embedding, is_stored_transposed, published_names, read_targets, written_targets
 
 
@@ -143,7 +144,7 @@ class LoRALinear(nn.Module):
         y = base(x)                                                                   # (..., N)
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        low = F.linear(x, self.A.to(x.dtype))                                         # (..., r); the (N, K) change is never built
+        low = linear(x, self.A.to(x.dtype))                                           # (..., r); the (N, K) change is never built
         return plus(y, low, self.B, self.scale)
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -181,9 +182,8 @@ class LoRAEmbedding(nn.Module):
 
 
 def plus(y: Tensor, low: Tensor, B: Tensor, scale: float) -> Tensor:
-    """y + scale low BT in one matrix product, which starts from y instead of zero: no (..., N) intermediate, no pass to add it."""
-    N, r = B.shape
-    return torch.addmm(y.reshape(-1, N), low.to(y.dtype).reshape(-1, r), B.to(y.dtype).T, alpha=scale).view_as(y)
+    """y + scale low BT, in the dtype of y."""
+    return plus_product(y, low.to(y.dtype), B.to(y.dtype), scale)
 
 
 def added(weight: Tensor, change: Tensor) -> Tensor:

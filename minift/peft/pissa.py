@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minift.errors import InputError
+from minift.models.linear import linear
 from minift.peft.lora import LoRA, LoRALinear, added, plus
 from minift.peft.targets import find, is_conv1d, is_embedding, published_names
 from minift.peft.wrapper import base_modules
@@ -121,7 +122,7 @@ class PiSSALinear(LoRALinear):
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         A, B = self.change()
-        return plus(y, F.linear(x, A.to(x.dtype)), B, self.scale)
+        return plus(y, linear(x, A.to(x.dtype)), B, self.scale)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         A, B = self.change()

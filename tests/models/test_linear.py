@@ -1,15 +1,15 @@
 """The faster linear: float32 all through, the same numbers as nn.Linear, and no trace of the setting behind it.
 
 Tolerance: sums of K = 264 products of numbers of size 1, in another order: at most K eps |sum of magnitudes| = 264 * 6e-8 * 264, in
-practice about sqrt(K) eps sqrt(K) = 3e-5 for values of size 16; 2e-4 for gradients of W, sums over 300 tokens."""
+practice about sqrt(K) eps sqrt(K) = 3e-5 for values of size 16; 2e-4 for gradients of W, sums over 1,005 tokens."""
 
 import pytest
 import torch
 from torch import nn
 
-from minift.models.linear import LARGE, Linear, Product, exact_here, fast_products
+from minift.models.linear import LARGE, Linear, PlusProduct, Product, exact_here, fast_products, plus_product
 
-K, N, TOKENS = 264, 272, (2, 150)                                              # 2 * 150 * 264 * 272 > LARGE
+K, N, R, TOKENS = 264, 272, 3, (5, 201)                                        # 5 * 201 * 264 > LARGE
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,7 @@ def test_the_trial_would_notice_rounding_to_bfloat16_and_to_tf32():
 def test_other_products_are_nn_linears_to_the_bit(x):
     layer = Linear(K, N).to(x.dtype)
     assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
-    assert x.numel() * N < LARGE or x.dtype != torch.float32
+    assert x.numel() < LARGE or x.dtype != torch.float32
 
 
 def test_autocast_chooses_by_itself():
@@ -96,3 +96,30 @@ def test_checkpointing_gives_the_same_gradients():
     checkpointed.zero_grad, checkpointed.weight, checkpointed.bias = layer.zero_grad, layer.weight, layer.bias
     for a, b in zip(plain, results(checkpointed, x)):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("tokens, fast", [(TOKENS, True), ((2, 3), False)], ids=["large", "small"])
+def test_a_low_rank_product_is_added_with_the_gradients_of_the_formula(tokens, fast):
+    y, low, B = torch.randn(*tokens, N), torch.randn(*tokens, R), torch.randn(N, R)
+    dy = torch.randn(*tokens, N)
+    ours, theirs = ([t.detach().to(dtype).requires_grad_() for t in (y, low, B)] for dtype in (torch.float32, torch.float64))
+    sums = plus_product(*ours, 1.5), theirs[0] + 1.5 * theirs[1] @ theirs[2].T
+    assert ("PlusProduct" in type(sums[0].grad_fn).__name__) == (fast and exact_here())
+    for total in sums:
+        total.backward(dy.to(total.dtype))
+    for our, their in zip((sums[0], *(t.grad for t in ours)), (sums[1], *(t.grad for t in theirs))):
+        torch.testing.assert_close(our.double(), their, rtol=0, atol=2e-4)
+
+
+def test_a_low_rank_product_of_zero_changes_no_bit_and_not_its_input():
+    y = torch.randn(*TOKENS, N)
+    before = y.clone()
+    assert torch.equal(plus_product(y, torch.randn(*TOKENS, R), torch.zeros(N, R), 2.0), before)
+    plus_product(y, torch.randn(*TOKENS, R), torch.ones(N, R), 2.0)
+    assert torch.equal(y, before)
+
+
+def test_a_low_rank_product_keeps_only_what_its_gradients_need():
+    y, low, B = torch.randn(*TOKENS, N), torch.randn(*TOKENS, R, requires_grad=True), torch.randn(N, R)
+    assert PlusProduct.apply(y, low, B, 1.0).grad_fn.saved_tensors[0] is None
+    assert PlusProduct.apply(y, low.detach(), B.requires_grad_(), 1.0).grad_fn.saved_tensors[1] is None
