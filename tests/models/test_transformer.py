@@ -14,7 +14,7 @@ from minift.errors import InputError
 from minift.models import attention
 from minift.models.cache import KVCache
 from minift.models.config import ModelConfig, RopeScaling
-from minift.models.rope import alibi_slopes, frequencies, rotate, rotation
+from minift.models.rope import alibi_slopes, frequencies, rotate, rotate_plainly, rotation
 from minift.models.transformer import OffsetRMSNorm, Transformer
 from tests.models.small import CONFIGS, SHAPE, model, tokens
 
@@ -57,6 +57,18 @@ def test_scaled_frequencies_worked_by_hand():
     # with the high factor at 20 the first lies between: 9.186 / 19 of it is kept
     keep = (64 / (2 * math.pi) - 1) / 19
     near(at(RopeScaling("llama3", 8.0, 1.0, 20.0, 64)), torch.tensor([keep + (1 - keep) / 8, 0.01 / 8]))
+
+
+@pytest.mark.parametrize("D, dtype", [(6, torch.float32), (10, torch.float32), (6, torch.bfloat16)], ids=["all", "part", "bf16"])
+def test_the_fast_rotation_is_the_formula_in_value_and_gradient(D, dtype):
+    """Two products and a sum each, so two roundings of numbers up to 4; bfloat16 rounds once more, at the end."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 3, D, generator=draw).to(dtype).transpose(1, 2).requires_grad_()          # as attention has it: (B, H, T, D), not contiguous
+    angles, dy = torch.randn(2, 1, 5, 3, generator=draw), torch.randn(2, 3, 5, D, generator=draw).to(dtype)
+    results = [function(x, angles.cos(), angles.sin()) for function in (rotate, rotate_plainly)]
+    gradients = [torch.autograd.grad(y, x, dy)[0] for y in results]
+    for ours, formula in (results, gradients):
+        torch.testing.assert_close(ours, formula, rtol=2**-7 if dtype == torch.bfloat16 else 0, atol=1e-6)
 
 
 def test_trap35_rotation_is_exact_at_position_15000_in_a_bfloat16_model():

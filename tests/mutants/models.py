@@ -203,4 +203,18 @@ MUTANTS = [
         new="            return rows(y).addmm_(rows(low)",
         test="tests/models/test_linear.py",
     ),
+    Mutant(
+        name="rope_gradient_turned_forwards",
+        file="minift/models/rope.py",
+        old="Rotation.apply(dy, cos, -sin)",
+        new="Rotation.apply(dy, cos, sin)",
+        test="tests/models/test_transformer.py",
+    ),
+    Mutant(
+        name="rope_fast_path_turns_the_other_way",
+        file="minift/models/rope.py",
+        old=".addcmul_(first, sin)",
+        new=".addcmul_(first, sin, value=-1)",
+        test="tests/models/test_transformer.py",
+    ),
 ]
