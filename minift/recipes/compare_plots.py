@@ -33,7 +33,11 @@ def draw_quality(file: Path, task: Task, rows: dict[str, Measured]) -> list[Bbox
         if some:
             x, y, bars = [r.trained for r in some], [r.mean("loss") for r in some], [r.spread("loss") for r in some]
             axes.errorbar(x, y, bars, fmt=mark, color=color, markersize=6, elinewidth=1.1, capsize=2.5, label=name, zorder=3)
-    axes.axhline(task.before.loss, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), label=f"the base model: {task.before.loss:.2f}")
+    base, losses, dashes = task.before.loss, [row.mean("loss") for row in rows.values()], dict(color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    if base > max(losses) + 0.5 * (max(losses) - min(losses)) > min(losses):   # far above them all, it would press them together
+        axes.plot([], [], **dashes, label=f"the base model: {base:.2f}, above the picture")
+    else:
+        axes.axhline(base, **dashes, label=f"the base model: {base:.2f}")
     axes.set_xscale("log")
     axes.margins(0.12, 0.09)
     many = "" if task.seeds == 1 else f"; bars: ± standard deviation over {task.seeds} seeds"
