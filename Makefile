@@ -1,16 +1,18 @@
 # Two commands for a newcomer: `make quickstart` and `make test`. Later commands need no make: .venv/bin/minift VERB
 PYTHON ?= python3
 BIN = .venv/bin
+# one process per core, each with one thread: the tests are many and small
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 .PHONY: quickstart test parity notebooks mutants
 quickstart: .venv/installed
 	$(BIN)/minift quickstart
 
 test: .venv/tested
-	$(BIN)/python -m pytest -q --ignore=tests/parity
+	$(PYTEST) --ignore=tests/parity
 
 parity: .venv/judged .venv/adapters-library/installed
-	$(BIN)/python -m pytest -q tests/parity
+	$(PYTEST) tests/parity
 
 # make mutants PART=2/5 runs every fifth planted bug, beginning with the second
 mutants: .venv/tested
