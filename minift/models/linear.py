@@ -93,11 +93,12 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy: Tensor):
         (x, W), (for_x, for_W, for_b) = ctx.saved_tensors, ctx.needs_input_grad
+        flat = rows(dy)                                                               # attention's gradients are no matrix in memory, this is
         with fast_products():
             return (
-                dy @ W if for_x else None,                                            # (..., K)
-                rows(dy).T @ rows(x) if for_W else None,                              # (N, K)
-                rows(dy).sum(0) if for_b else None,                                   # (N,)
+                (flat @ W).view(*dy.shape[:-1], -1) if for_x else None,               # (..., K)
+                flat.T @ rows(x) if for_W else None,                                  # (N, K)
+                flat.sum(0) if for_b else None,                                       # (N,)
             )
 
 
@@ -116,6 +117,6 @@ class PlusProduct(torch.autograd.Function):
     def backward(ctx, dy: Tensor):
         (low, B), (for_y, for_low, for_B, _) = ctx.saved_tensors, ctx.needs_input_grad
         with fast_products():
-            dlow = ctx.scale * (dy @ B) if for_low else None                          # (..., r)
+            dlow = (ctx.scale * (rows(dy) @ B)).view(*dy.shape[:-1], -1) if for_low else None     # (..., r)
             dB = ctx.scale * (rows(low).T @ rows(dy)).T if for_B else None            # (N, r); a wide product, not a tall one
         return dy if for_y else None, dlow, dB, None

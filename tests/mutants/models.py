@@ -171,8 +171,8 @@ MUTANTS = [
     Mutant(
         name="linear_transposes_its_gradient",
         file="minift/models/linear.py",
-        old="dy @ W if for_x",
-        new="(dy @ W).flip(-1) if for_x",
+        old="(flat @ W).view",
+        new="(flat @ W).flip(-1).view",
         test="tests/models/test_linear.py",
     ),
     Mutant(
@@ -185,8 +185,8 @@ MUTANTS = [
     Mutant(
         name="linear_low_rank_gradient_without_its_scale",
         file="minift/models/linear.py",
-        old="dlow = ctx.scale * (dy @ B)",
-        new="dlow = (dy @ B)",
+        old="dlow = (ctx.scale * (rows(dy) @ B))",
+        new="dlow = (rows(dy) @ B)",
         test="tests/models/test_linear.py",
     ),
     Mutant(
