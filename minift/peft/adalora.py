@@ -12,7 +12,8 @@ E starts at zero, so step 0 is the pretrained model exactly. Merging adds s P (E
                       importance of triplet i = (s u)(E_i) + mean of (s u) over row i of Q + mean of (s u) over column i of P
     budget(t)         init_r per module until t = tinit, then target_r + (init_r - target_r)(1 - (t - tinit) / (T - tfinal - tinit))^3,
                       target_r from T - tfinal on: then the choice is final
-    penalty           orth_reg_weight * mean over all P and Q of || Q QT - 1 ||, || PT P - 1 ||      keeps the triplets apart (eq. 4)
+    penalty           orth_reg_weight * mean over all P and Q of || Q QT - 1 ||, || PT P - 1 ||      keeps the triplets apart; peft has the norm and
+                                the mean, eq. 4 of the paper the squared norm and the sum
 
 A triplet whose E was set to zero goes on getting gradients and may come back before the choice is final. Files leave out the triplets
 that are off (`rank_pattern` says which), so a finished adapter is as small as its budget.
@@ -56,7 +57,7 @@ class AdaLoRA:
     beta2: float = 0.85
     """Memory of the uncertainty."""
     orth_reg_weight: float = 0.5
-    """Weight of the penalty on triplets that are not orthogonal; gamma in the paper."""
+    """Weight of the penalty on triplets that are not orthogonal; its size is that of peft's penalty, not of the paper's gamma."""
     rank_pattern: dict[str, list[bool]] = field(default_factory=dict)
     """From a file: path of a module's E -> which of its init_r triplets are there."""
 

@@ -16,7 +16,6 @@ and, only where it needs it,
     file_tensors(model, small)                     of a config: its tensors' keys, where they are not one per module and parameter
     check(model, small)                            of a config: refuses what a file may hold but no new set should (a rank above the matrix)
     needs                                          of a config: names of sets that it uses, which cannot be removed before it
-    needs                                          of a config: names of sets that it uses, which cannot be removed before it
     keep_base = False                              of a config: it trains the model's own weights, so there is no base to go back to
     penalty(), after_step(...), lr_scale           what it asks of the training loop (training.py)
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from minift.errors import InputError
 from minift.peft.attach import Method, state_of
 from minift.peft.lora import at
 
@@ -68,6 +69,8 @@ def _change(method: Method, module: str, parts: dict[str, Tensor]) -> Change:
     parameters = sum(part.numel() for part in parts.values())
     for a, b in PAIRS.items():
         if a in parts:
+            if b not in parts:
+                raise InputError(f"{module} has {a} but no {b}: the file is not whole; save or copy the adapter again")
             A, B = parts[a], parts[b]                                       # (r, K), (N, r)
             A, what = (A * parts["lora_E"] if "lora_E" in parts else A), "‖ΔW‖"
             if "lora_magnitude_vector" in parts:

@@ -121,7 +121,7 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> None:
     try:
         small = method.build(model)
     except InputError as error:
-        raise InputError(f"{folder / CONFIG}: {error}. {_bases(model, fields)}") from None
+        raise InputError(f"{folder / CONFIG}: {error} {_bases(model, fields)}") from None
     wanted, own = tensors(model, method, small), base_tensors(model, small)
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys() - own.keys())
     if missing or extra:
@@ -157,21 +157,27 @@ def read(folder: str | Path) -> tuple[Method, dict[str, Tensor]]:
     if adapter_folders.is_one(fields):
         return adapter_folders.read(folder, fields)
     kind = fields.get("peft_type")
-    if kind not in METHODS:
+    if not isinstance(kind, str) or kind not in METHODS:
         raise InputError(f"{folder / CONFIG}: peft_type is {kind!r}; minift reads {', '.join(METHODS)}")
     if fields.get("bias", "none") != "none":
         raise InputError(f"{folder / CONFIG}: bias is {fields['bias']!r}: minift does not train biases beside {kind}; only 'none' will do")
     try:
         method = _config(kind, fields).from_file(fields)
-    except (InputError, TypeError, AttributeError) as error:
+    except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
+    except (TypeError, AttributeError, KeyError, ValueError) as error:                     # a field that is missing, or of another type
+        raise InputError(f"{folder / CONFIG}: a field of {kind} is missing or of a wrong kind ({type(error).__name__}: {error})") from None
     unknown = [f"{key} = {value!r}" for key, value in fields.items() if key not in INERT and value not in (None, False, [], {}, "")]
     if unknown:
         raise InputError(f"{folder / CONFIG}: minift does not implement {', '.join(unknown)}; ignoring it would give other numbers")
     try:
-        return method, load_file(_weights(folder))
+        found = load_file(_weights(folder))
     except SafetensorError as error:
         raise InputError(f"{folder / WEIGHTS} is damaged or cut short ({error}): copy or save it again") from None
+    for key, tensor in found.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{folder / WEIGHTS}: {key} contains NaN or infinity: the training that wrote it had diverged")
+    return method, found
 
 
 def base_tensors(model: nn.Module, small: dict[str, nn.Module]) -> dict[str, Tensor]:
@@ -187,7 +193,7 @@ def _bases(model: nn.Module, fields: dict) -> str:
     config = getattr(model, "config", None)
     this = f"a {config.family} of {config.layers} blocks, {config.hidden_size} wide" if isinstance(config, ModelConfig) else f"a {type(model).__name__}"
     made_for = fields.get("base_model_name_or_path") or fields.get("model_name") or "a base it does not name"
-    return f"It was made for {made_for}; this model is {this}"
+    return f"(It was made for {made_for}; this model is {this})"
 
 
 def same(found: Tensor, own: Tensor) -> bool:

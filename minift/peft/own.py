@@ -56,6 +56,10 @@ class LastLayers:
 
     peft_type = "LAST_LAYERS"
 
+    def __post_init__(self):
+        if not isinstance(self.n, int):
+            raise InputError(f"n is {self.n!r}: wanted a whole number of blocks")
+
     def build(self, model: nn.Module) -> dict[str, nn.Module]:
         modules = base_modules(model)
         stacks = {path: module for path, module in modules.items() if isinstance(module, nn.ModuleList)}

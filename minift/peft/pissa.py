@@ -36,7 +36,7 @@ class PiSSA(LoRA):
     """LoRA from the principal singular vectors of each weight."""
 
     alpha: float = 8
-    """The paper has alpha = rank, a scale of 1."""
+    """The paper has alpha = rank, a scale of 1, as these two defaults have: with another rank, give alpha too."""
     niter: int | None = None
     """Power iterations of the fast SVD; the paper finds 4 to 16 as good as the full one. None: the full SVD."""
     as_lora: bool = True

@@ -8,7 +8,7 @@ Learned directly, the paper found the table unstable; so it learns through a sma
 
     table (V, layers 2 kv heads D) = tanh(E U + b) W + c        E: (V, kv heads D)    U: (kv heads D, S)    W: (S, layers 2 kv heads D)
 
-Or it starts from the activations of real words (section 7.3): init_tokens. Step 0 is then the model that has just read them.
+Or it starts from the activations of real words (section 7.4): init_tokens. Step 0 is then the model that has just read them.
 A file holds the table alone. So a loaded prefix is flat: the same outputs, and it learns on, but without the network.
 Left out: encoder-decoders, infixes.
 Proved in tests/peft/test_prefix.py; equal to Hugging Face peft in tests/parity/test_peft_prefix.py."""

@@ -21,6 +21,7 @@ from minift.models.folder import FLOATS, stored
 from minift.peft import files as adapters
 from minift.peft.adapter_folders import config_path
 from minift.peft.changes import changes, changes_on
+from minift.recipes.loading import put_on
 from minift.recipes.report import terminal_table
 
 
@@ -65,7 +66,7 @@ def adapter_table(folder: Path, base: str | None = None) -> Table:
         found = changes(method, tensors)
     else:
         model, _ = folders.load(base)
-        adapters.load(model, folder)
+        put_on(model, folder)
         try:
             found = changes_on(model)
         except InputError as error:

@@ -75,7 +75,8 @@ def put_on(model: Transformer, folder: Path) -> None:
 
 def load_sets(model: Transformer, folders: Sequence[Path]) -> tuple[str, ...]:
     """Load several adapters, each as a set named after its folder (or the run it lies in); returns the names."""
-    names = tuple(re.sub(r"[^\w-]", "_", folder.parent.name if folder.name == "adapter" else folder.name) for folder in folders)
+    names = [re.sub(r"[^\w-]", "_", folder.parent.name if folder.name == "adapter" else folder.name) for folder in folders]
+    names = tuple(f"{name}-{place}" if name == "default" or names.count(name) > 1 else name for place, name in enumerate(names))
     for name, folder in zip(names, folders):
         peft.load(model, folder, name)
     return names

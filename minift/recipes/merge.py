@@ -12,6 +12,7 @@ from minift import folder as folders
 from minift import peft
 from minift.errors import InputError
 from minift.files import refuse_if_used
+from minift.peft.attach import state_of
 from minift.recipes.loading import ModelChoice
 
 
@@ -30,6 +31,9 @@ def run(config: Config) -> None:
         raise InputError("merge needs --adapter FOLDER, the adapter to fold in")
     refuse_if_used(config.out, config.overwrite)
     model, tokenizer = config.load()
+    if getattr(state_of(model).sets["default"], "add_missing", False):
+        found = f"a {model.config.family} checkpoint has no place for the biases this BitFit added"
+        raise InputError(f"{found}: keep the adapter beside the model, or tune the biases of a family that has some, such as GPT-2")
     peft.merge(model)
     peft.remove(model, "default")
     folders.save(model, tokenizer, config.out, config.overwrite)

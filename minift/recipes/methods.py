@@ -100,6 +100,8 @@ def method_config(name: str, flags: Mapping[str, Any], options: Mapping[str, str
             chosen |= {"init": "text"} if "init" in known else {}
         elif field not in known:
             raise InputError(f"--options {key}: the method {name} has no such option; it has {', '.join(sorted(known)) or 'none'}")
+        elif field in (FLAGS[flag] for flag in flags):
+            raise InputError(f"--options {key} and the flag for it were both given: leave one out")
         else:
             chosen[field] = parse(text, hints[field], f"--options {key}")
     missing = [field for field, value in known.items() if value is ... and field not in chosen]
@@ -115,8 +117,10 @@ def parse(text: str, kind: Any, where: str) -> Any:
         if type(None) in inside and text.lower() == "none":
             return None
         several = [k for k in inside if get_origin(k) in (tuple, list)]
-        if str in inside and several:                                     # targets: a comma makes it a list
-            return parse(text, several[0], where) if "," in text else text
+        if str in inside and several:                                     # targets: names, "all-...", or a regular expression
+            numbers = get_args(several[0])[0] is int
+            one = not text.replace(",", "").replace(" ", "").isdigit() if numbers else text.startswith("all-") or bool(set(text) & set("*|\\[(+?^$"))
+            return text if one else parse(text, several[0], where)
         return parse(text, next(k for k in inside if k is not type(None)), where)
     if origin in (tuple, list):
         return origin(parse(part.strip(), inside[0], where) for part in text.split(",") if part.strip())
@@ -178,4 +182,8 @@ def run(config: Config) -> None:
     rows = []
     for field, default in entry.fields().items():
         rows.append([flags.get(field, f"--options {field}"), "needed" if default is ... else repr(default), docs.get(field, "")])
+    if ids := _ids_field(entry.fields()):
+        rows.append(["--options init_text" if ids != "ids" else "--options tokens", "", f"the same as {ids}, as text"])
+    if config.name == "fusion":
+        rows = [["--options adapters", "needed", "DIR,DIR: folders of the adapters to mix"], *rows[1:]]
     console.print(terminal_table(f"minift sft --method {config.name} --lr {entry.lr:g} ...", ["option", "default", ""], rows, left=3))

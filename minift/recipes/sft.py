@@ -180,7 +180,7 @@ def choose_parameters(model: Transformer, config: MethodConfig, tokenizer: Token
     given = {name: getattr(config, name) for name in FLAGS}
     if given["targets"]:
         one = given["targets"][0] if len(given["targets"]) == 1 else ""
-        given["targets"] = one if one == "all-linear" or set(one) & set("*|") else given["targets"]
+        given["targets"] = one if one.startswith("all-") or set(one) & set("*|") else given["targets"]
     known = entry.fields()
     chosen = {name: v for name, v in given.items() if v not in (None, ()) and (FLAGS[name] in known or v != defaults[name])}
     torch.manual_seed(config.seed)
@@ -208,7 +208,10 @@ def refuse_too_long(examples: Sequence[Example], model: Transformer) -> None:
     """A model with learned positions has no position for the tokens behind its last one."""
     longest, limit = max(len(example.ids) for example in examples), position_limit(model)
     if longest > limit:
-        raise InputError(f"the longest example has {longest} tokens, this model has {limit} learned positions: pass --max-length {limit}")
+        virtual = model.virtual_count()
+        taken = f", {virtual} of them taken by virtual tokens" if virtual else ""
+        way_out = f"pass --max-length {limit}" + (", or take fewer virtual tokens" if virtual else "")
+        raise InputError(f"the longest example has {longest} tokens, this model has {limit + virtual} learned positions{taken}: {way_out}")
 
 
 def loss(model: nn.Module, batch: Batch):

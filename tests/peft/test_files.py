@@ -246,3 +246,21 @@ def test_saving_never_replaces_a_folder_unasked(saved):
     peft.remove(model, "default")
     peft.load(model, folder)
     assert torch.equal(model(IDS), after)
+
+
+@pytest.mark.parametrize("change", [dict(lora_alpha=None), dict(lora_dropout="x"), dict(rank_pattern=[1]), dict(peft_type=["LORA"])])
+def test_a_field_of_a_wrong_kind_is_an_input_error_that_names_the_file(tmp_path, change):
+    model = llama()
+    peft.attach(model, peft.LoRA(rank=2))
+    peft.save(model, tmp_path / "a")
+    config = tmp_path / "a" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    with pytest.raises(InputError, match="adapter_config.json: "):
+        peft.load(llama(), tmp_path / "a")
+
+
+def test_an_adapter_with_half_a_pair_cannot_be_inspected(tmp_path):
+    from minift.peft.changes import changes
+
+    with pytest.raises(InputError, match="q has lora_A.weight but no lora_B.weight: the file is not whole"):
+        changes(peft.LoRA(rank=2), {"base_model.model.q.lora_A.weight": torch.ones(2, 3)})

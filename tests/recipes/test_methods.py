@@ -127,3 +127,18 @@ def test_a_fusion_mixes_the_adapters_of_two_runs_and_carries_them_along(minift, 
     assert json.loads((tmp_path / "m.json").read_text())["nats per token"] == pytest.approx(reported, abs=0.0006)
     status, _, complaint = minift("sft", "--method", "fusion", *common, "--out", tmp_path / "none")
     assert status == 2 and "--method fusion needs --options adapters DIR,DIR" in complaint
+
+
+@pytest.mark.parametrize("text, kind, value", [
+    ("q_proj", str | list[str] | tuple[str, ...], ["q_proj"]), ("all-norms", str | list[str], "all-norms"), ("1", str | tuple[int, ...], (1,)),
+    ("all", str | tuple[int, ...], "all"), ("0, 2", str | tuple[int, ...], (0, 2)),
+])  # fmt: skip
+def test_one_name_is_a_list_of_one_and_a_number_is_no_word(text, kind, value):
+    assert parse(text, kind, "--options x") == value
+
+
+def test_a_documented_default_may_be_given_and_one_option_not_twice(minift, small_model, data, tmp_path):
+    common = ("sft", "--model", small_model, "--data", data, "--eval-data", data, "--max-steps", 1, "--samples", 0, "--precision", "fp32")
+    assert minift(*common, "--method", "layernorm", "--targets", "all-norms", "--out", tmp_path / "a")[0] == 0
+    status, _, complaint = minift(*common, "--rank", 2, "--options", "rank", 1, "--out", tmp_path / "b")
+    assert status == 2 and "--options rank and the flag for it were both given" in complaint
