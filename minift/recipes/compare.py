@@ -46,7 +46,7 @@ from minift.train.run import open_run
 ROW = [sys.executable, "-m", "minift.recipes.compare_row"]
 """The command that measures one row: FOLDER and METHOD follow."""
 
-QUICK = dict(seeds=1, steps=12, batch_tokens=512, train=400, valid=40, judged=24, new_tokens=20, windows=6, rounds=3)
+QUICK = dict(rates=(4.0, 16.0), seeds=1, steps=12, batch_tokens=512, train=400, valid=40, judged=24, new_tokens=20, windows=6, rounds=3)
 """What --quick changes; options that are given stay."""
 
 
