@@ -51,7 +51,7 @@ class Kernel:
     op: Callable
     """What users call. Returns a tensor or a tuple of tensors."""
     reference: Callable
-    """Same arguments, plain torch, float32 inside."""
+    """Same arguments, plain torch; float32 inside, float64 where the arguments are (torch.promote_types(dtype, torch.float32))."""
     make: Callable[..., dict[str, Any]]
     """make(device=, seed=, **case) -> the op's arguments by name, freshly drawn."""
     tests: Mapping[str, Mapping[str, Any]]
@@ -65,6 +65,10 @@ class Kernel:
     exact: bool = False
     """Must the op equal its reference to the bit? Otherwise its error against the reference on float64 copies of the floating-point inputs
     is at most twice that of the reference run in the inputs' own dtype."""
+    differentiable: tuple[str, ...] = ()
+    """Names of the arguments through which the op has a gradient; tests compare it with float64 autograd through the reference."""
+    mutates: tuple[str, ...] = ()
+    """Names of the arguments (tensors, or lists of them) that op and reference change in place: they count as outputs, after those returned."""
     peers: Mapping[str, Callable[..., Callable[[], Any] | None]] = field(default_factory=dict)
     """Provider ("cuBLAS bf16", "bitsandbytes") -> a function of op's arguments (by name) that returns a closure to time, or None where
     that provider cannot run."""
@@ -82,6 +86,13 @@ def kernels() -> dict[str, Kernel]:
 
 
 def floats(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """The same arguments, every floating-point tensor cast to `dtype`."""
-    cast = lambda value: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+    """The same arguments, every floating-point tensor cast to `dtype` (also in lists and tuples), and so every argument that is such a dtype."""
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, torch.dtype):
+            return dtype if value.is_floating_point else value
+        if isinstance(value, list | tuple):
+            return type(value)(map(cast, value))
+        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
     return {name: cast(value) for name, value in arguments.items()}

@@ -34,10 +34,10 @@ class Tree:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        for name in ("minift", "tests"):
+        for name in ("minift", "kernels", "tests"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", folder)
-        environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "Agg"}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(folder / "kernels")]), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "Agg"}
         command = [sys.executable, "-m", "tests.mutants.nursery", str(SECONDS)]
         self.nursery = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
