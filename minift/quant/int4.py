@@ -1,0 +1,67 @@
+"""int4: groups of numbers of a row as whole numbers from 0 to 15, with a scale and a zero point (affine, "asymmetric").
+
+    s = (max - min) / 15        z = round(-min / s)        q = clamp(round(w / s) + z, 0, 15)        w ~ (q - z) s       per group of a row
+
+min and max include 0, so that z is a code and zero stays exact. 4 + (16 + 8) / 128 bits per weight in groups of 128. The grid is even, where
+NF4's is dense around zero, but it may lie anywhere; its codes are what GPTQ and AWQ choose better than by rounding (gptq.py, awq.py).
+Left out: groups across rows (a row's last group may be short). Proved in tests/quant/test_int4.py."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Int4:
+    """A matrix in int4."""
+
+    packed: Tensor
+    """(N, ceil(K / 2)) uint8: column 2i in the high half, 2i + 1 in the low one."""
+    scale: Tensor
+    """(N, G) float16: one for each group of group_size columns."""
+    zero: Tensor
+    """(N, G) uint8."""
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    group_size: int
+
+    scheme: ClassVar[str] = "int4"
+    bits: ClassVar[int] = 4
+
+
+def grid(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Scale (N, G) float16 and zero point (N, G) uint8 of each group of columns of (N, K)."""
+    w = weight.detach().float()
+    groups = F.pad(w, (0, -w.shape[1] % group_size)).unflatten(1, (-1, group_size))     # (N, G, group_size); padded with 0, which is in anyway
+    low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
+    scale = ((high - low) / 15).clamp(min=2**-24).half()                                # (N, G); 2^-24: the smallest float16
+    return scale, (-low / scale.float()).round().clamp(0, 15).to(torch.uint8)
+
+
+def codes(weight: Tensor, scale: Tensor, zero: Tensor, group_size: int) -> Tensor:
+    """Round each number to its group's grid: (N, K) uint8."""
+    K = weight.shape[1]
+    spread = lambda t: t.float().repeat_interleave(group_size, dim=1)[:, :K]            # (N, G) -> (N, K)
+    return (weight.detach().float() / spread(scale) + spread(zero)).round().clamp(0, 15).to(torch.uint8)
+
+
+def pack(numbers: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype, group_size: int) -> Int4:
+    """numbers: (N, K) uint8 codes."""
+    even = F.pad(numbers, (0, numbers.shape[1] % 2))
+    return Int4(even[:, 0::2] << 4 | even[:, 1::2], scale, zero, tuple(numbers.shape), dtype, group_size)
+
+
+def quantize(weight: Tensor, group_size: int = 128) -> Int4:
+    """weight: (N, K), any float dtype; rounded to nearest, computed in float32."""
+    scale, zero = grid(weight, group_size)
+    return pack(codes(weight, scale, zero, group_size), scale, zero, weight.dtype, group_size)
+
+
+def dequantize(q: Int4, dtype: torch.dtype | None = None) -> Tensor:
+    K = q.shape[1]
+    numbers = torch.stack([q.packed >> 4, q.packed & 15], dim=2).flatten(1)[:, :K].float()
+    spread = lambda t: t.float().repeat_interleave(q.group_size, dim=1)[:, :K]
+    return ((numbers - spread(q.zero)) * spread(q.scale)).to(dtype or q.dtype)

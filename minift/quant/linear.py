@@ -1,0 +1,88 @@
+"""A linear whose frozen weight is in 4 or 8 bits.
+
+    y = x WT + b        dx = dy W         W = dequantize(q), made for the product and let go of         x: (..., K)      W: (N, K)
+
+To everything around it (adapters, merging, saving) it is an nn.Linear whose `weight` is computed when it is asked for. The backward pass
+dequantizes again instead of keeping W: 4 bits stay in memory where 16 or 32 would. W has no gradient.
+`.to(torch.bfloat16)` changes the dtype of what it computes, never its codes and scales.
+Proved in tests/quant/test_linear.py."""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from minift.errors import InputError
+from minift.models.linear import linear
+from minift.quant.tensor import Quantized, Scheme, dequantize, quantize, tensors, with_tensors
+
+
+class QuantizedLinear(nn.Linear):
+    """Linear4bit and Linear8bit are this; `QuantizedLinear.of(linear, "nf4")` makes the right one."""
+
+    def __init__(self, q: Quantized, bias: Tensor | None = None):
+        nn.Module.__init__(self)                                                      # nn.Linear's would make a weight
+        self.out_features, self.in_features = q.shape
+        self.q = q
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False))
+
+    @staticmethod
+    def of(base: nn.Linear, scheme: Scheme, block_size: int | None = None, double_quant: bool = True) -> "QuantizedLinear":
+        """The same linear, rounded. Raises InputError if it is quantized already."""
+        if isinstance(base, QuantizedLinear):
+            raise InputError(f"this linear is in {base.q.scheme} already: rounding twice would add the errors. Start from the full weights")
+        q = quantize(base.weight, scheme, block_size, double_quant)
+        return wrap(q, base.bias).train(base.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """(N, K), computed anew each time. It cannot be assigned."""
+        return dequantize(self.q)
+
+    def forward(self, x: Tensor) -> Tensor:                                           # (..., K) -> (..., N)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        y = FrozenProduct.apply(x, self.q)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _apply(self, fn, recurse=True):
+        """What .to, .cuda and .half go through: devices follow, dtypes of codes and scales do not."""
+        moved = {name: t.to(fn(t).device) for name, t in tensors(self.q).items()}
+        dtype = fn(torch.empty(0, dtype=self.q.dtype)).dtype
+        self.q = dataclasses.replace(with_tensors(self.q, moved), dtype=dtype)
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, scheme={self.q.scheme}"
+
+
+class Linear4bit(QuantizedLinear):
+    """nf4, fp4 or int4."""
+
+
+class Linear8bit(QuantizedLinear):
+    """int8."""
+
+
+def wrap(q: Quantized, bias: Tensor | None = None) -> QuantizedLinear:
+    """The linear of a quantized weight."""
+    return (Linear8bit if q.bits == 8 else Linear4bit)(q, bias)
+
+
+class FrozenProduct(torch.autograd.Function):
+    """x WT, keeping q for the backward pass and nothing else."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, q: Quantized) -> Tensor:
+        ctx.q = q
+        return linear(x, weight_for(x, q))
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        return linear(dy, weight_for(dy, ctx.q).T), None                              # dy W
+
+
+def weight_for(x: Tensor, q: Quantized) -> Tensor:
+    """W in x's dtype; never with more digits than q.dtype has, so that it equals `weight`."""
+    wider = torch.finfo(x.dtype).bits > torch.finfo(q.dtype).bits
+    return dequantize(q).to(x.dtype) if wider else dequantize(q, x.dtype)
