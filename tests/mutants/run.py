@@ -37,7 +37,8 @@ class Tree:
         for name in ("minift", "kernels", "tests"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", folder)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(folder / "kernels")]), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "Agg"}
+        path = os.pathsep.join([str(folder), str(folder / "kernels")])
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "Agg"}
         command = [sys.executable, "-m", "tests.mutants.nursery", str(SECONDS)]
         self.nursery = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
