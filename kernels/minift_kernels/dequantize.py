@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minift_kernels.codes import dynamic_map, four_bit_map
 from minift_kernels.registry import Build, Kernel, Work
-from minift_kernels.runtime import can_launch
+from minift_kernels.runtime import can_launch, require
 
 NESTED_BLOCK = 256
 """Blocks whose absmax share one nested absmax."""
@@ -58,6 +58,9 @@ def dequantize_4bit(
 ) -> Tensor:  # fmt: skip
     """(n,) numbers in `dtype`. packed: (ceil(n/2),) uint8; code_map: (16,) float32; absmax: (blocks,) float32, or uint8 with
     nested_absmax (ceil(blocks/256),) float32, nested_map (256,) float32 and offset () float32."""
+    require("dequantize", packed=(packed, torch.uint8), absmax=(absmax, torch.float32 if nested_absmax is None else torch.uint8),
+            code_map=(code_map, torch.float32), nested_absmax=(nested_absmax, torch.float32), nested_map=(nested_map, torch.float32),
+            offset=(offset, torch.float32))  # fmt: skip
     if dtype not in (torch.float32, torch.float16, torch.bfloat16) or not can_launch("dequantize", packed, absmax):
         return dequantize_reference(packed, absmax, code_map, n, block_size, dtype, nested_absmax, nested_map, offset)
     out = torch.empty(n, dtype=dtype, device=packed.device)

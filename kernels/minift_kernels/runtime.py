@@ -40,3 +40,12 @@ def _reason(tensors: tuple[Tensor | None, ...], dtypes: tuple[torch.dtype, ...])
         return "Triton's interpreter computes bfloat16 wrongly"
     odd = sorted(str(dtype) for dtype in floats - set(dtypes)) if dtypes else []
     return f"it does not serve {', '.join(odd)}" if odd else ""
+
+
+def require(kernel: str, **wanted: tuple[Tensor | None, torch.dtype]) -> None:
+    """Refuse a tensor that is not contiguous or of another dtype: require("dequantize", packed=(packed, torch.uint8), ...). None passes."""
+    for name, (tensor, dtype) in wanted.items():
+        if tensor is not None and tensor.dtype != dtype:
+            raise ValueError(f"{kernel}: {name} is {tensor.dtype}, wanted {dtype}")
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(f"{kernel}: {name} of shape {tuple(tensor.shape)} has strides {tensor.stride()}, wanted one piece of memory: .contiguous()")
