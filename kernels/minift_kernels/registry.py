@@ -41,6 +41,8 @@ class Build:
     """Chip -> instructions that must occur in its machine code ("HGMMA", "LDG.E.128")."""
     weights: int = 0
     """How many 4-bit weights one program decodes, to state instructions per weight; 0: not asked."""
+    loop_weights: int = 0
+    """Where the program has a loop: how many one turn of it decodes. Then the instructions of the loop are counted."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,9 @@ def check(kernel: Kernel, got: list[Tensor], low: list[Tensor], exact: list[Tens
     assert [(t.shape, t.dtype) for t in got] == [(t.shape, t.dtype) for t in low]
     for ours, plain, true in zip(got, low, exact):
         if kernel.exact or not ours.is_floating_point():
-            same = (ours == plain) | ours.isnan() & plain.isnan() if ours.is_floating_point() else ours == plain
+            same = ours == plain
+            if ours.is_floating_point():
+                same = same & (ours.signbit() == plain.signbit()) | ours.isnan() & plain.isnan()
             assert same.all(), f"{int((~same).sum())} of {same.numel()} differ, the first at {tuple((~same).nonzero()[0].tolist())}"
             continue
         error, allowed = (float((t.double() - true.double()).abs().max()) if t.numel() else 0.0 for t in (ours, plain))
