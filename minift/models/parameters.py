@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minift.models.folder import _match, _read, _skeleton, read_config, stored
+from minift.models.folder import match, read_config, skeleton, wanted_tensors
+from minift.models.stored import read, stored
 
 
 class Parameters(Mapping[str, Tensor]):
@@ -20,12 +21,12 @@ class Parameters(Mapping[str, Tensor]):
 
     def __init__(self, folder: str | Path):
         self.config = read_config(folder)
-        self._found = _match(self.config, _skeleton(self.config), stored(Path(folder)), Path(folder))
+        self._found = match(self.config, wanted_tensors(self.config, skeleton(self.config)), stored(Path(folder)), Path(folder))
         if self.config.tie_embeddings:
             self._found["head.weight"] = self._found["embed.weight"]
 
     def __getitem__(self, name: str) -> Tensor:
-        return _read(*self._found[name], torch.float32, "cpu")
+        return read(*self._found[name], torch.float32, "cpu")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)

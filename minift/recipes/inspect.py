@@ -17,7 +17,7 @@ from rich.table import Table
 from minift import folder as folders
 from minift.errors import InputError
 from minift.files import recover
-from minift.models.folder import FLOATS, stored
+from minift.models.stored import FLOATS, stored
 from minift.peft import files as adapters
 from minift.peft.adapter_folders import config_path
 from minift.peft.changes import changes, changes_on

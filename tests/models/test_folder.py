@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from minift.errors import InputError
-from minift.models import folder as folders
+from minift.models import stored as files
 from minift.models.config import ModelConfig
 from minift.models.folder import read_config, read_model, write_model
 from minift.models.parameters import Parameters
@@ -93,7 +93,7 @@ def test_every_float_dtype_is_cast_as_it_is_read(stored, wanted, tmp_path):
 
 def test_slices_smaller_than_a_tensor_give_the_same_model(tmp_path, monkeypatch):
     write_model(model("gpt2"), tmp_path / "m")
-    monkeypatch.setattr(folders, "SLICE_BYTES", 500)                                         # 5 rows of 24 floats: 31 and 64 do not divide
+    monkeypatch.setattr(files, "SLICE_BYTES", 500)                                         # 5 rows of 24 floats: 31 and 64 do not divide
     assert torch.equal(read_model(tmp_path / "m")(tokens(1, 9)), model("gpt2")(tokens(1, 9)))
 
 

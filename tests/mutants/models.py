@@ -127,23 +127,23 @@ MUTANTS = [
     Mutant(
         name="head_of_a_tied_model_believed_unread",
         file="minift/models/folder.py",
-        old="if embed in found and not _same(found[embed], found[head]):",
+        old="if embed in found and not same(found[embed], found[head]):",
         new="if False:",
         test="tests/models/test_folder.py",
     ),
     Mutant(
         name="only_the_first_slice_is_read",
-        file="minift/models/folder.py",
+        file="minift/models/stored.py",
         old="for first in range(0, rows, step):",
         new="for first in range(0, rows, step)[:1]:",
         test="tests/models/test_folder.py",
     ),
     Mutant(
         name="the_mapping_of_the_file_stays_alive",
-        file="minift/models/folder.py",
+        file="minift/models/stored.py",
         old="yield first, opened.get_slice(tensor.name)[first : first + step]",
         new="""values = opened.get_slice(tensor.name)[first : first + step]
-            _slices.__dict__.setdefault("kept", []).append(values)
+            slices.__dict__.setdefault("kept", []).append(values)
             yield first, values""",
         test="tests/models/test_folder.py",
     ),
