@@ -23,6 +23,22 @@ def quantizable(model: nn.Module, skip: tuple[str, ...] = HEADS) -> dict[str, nn
     return {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear) and not kept(path)}
 
 
+def to_quantize(model: nn.Module, skip: tuple[str, ...] = HEADS) -> dict[str, nn.Linear]:
+    """The same, or InputError: if there is none, or one that is quantized already or holds NaN or an infinity."""
+    found = quantizable(model, skip)
+    done = next((path for path, module in found.items() if isinstance(module, QuantizedLinear)), None)
+    if done:
+        raise InputError(f"{done} is in {found[done].q.scheme} already: quantizing twice would add the errors. Start from the full weights")
+    if not found:
+        raise InputError(f"this model has no linear to quantize (left out by name: {', '.join(skip)})")
+    for path, module in found.items():
+        if not torch.isfinite(module.weight).all():
+            place = (~torch.isfinite(module.weight)).nonzero()[0].tolist()
+            value = module.weight[tuple(place)].item()
+            raise InputError(f"{path}: the weight holds {value} at {place}: one such number would make its whole block meaningless")
+    return found
+
+
 @torch.no_grad()
 def quantize_model(
     model: nn.Module, scheme: Scheme, block_size: int | None = None, double_quant: bool = True, skip: tuple[str, ...] = HEADS
@@ -30,12 +46,7 @@ def quantize_model(
     """Replace each linear in place, one at a time: the peak is the model plus one matrix.
 
     Raises InputError if there is none, or one that is quantized already, before anything is changed."""
-    found = quantizable(model, skip)
-    done = next((path for path, module in found.items() if isinstance(module, QuantizedLinear)), None)
-    if done:
-        raise InputError(f"{done} is in {found[done].q.scheme} already: quantizing twice would add the errors. Start from the full weights")
-    if not found:
-        raise InputError(f"this model has no linear to quantize (left out by name: {', '.join(skip)})")
+    found = to_quantize(model, skip)
     for path, module in found.items():
         try:
             put(model, path, QuantizedLinear.of(module, scheme, block_size, double_quant))
