@@ -16,11 +16,21 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _said: set[str] = set()
 
 
-def can_launch(kernel: str, *tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = ()) -> bool:
+def chip(device: torch.device) -> str:
+    """"sm90" for an H100 or H200, "gfx942" for an MI300X: the key of the kernels' config tables. "" where no GPU is."""
+    if device.type != "cuda":
+        return ""
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    return "sm{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+def can_launch(kernel: str, *tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = (), unless: str = "") -> bool:
     """Can Triton run on these tensors? `dtypes`: those the kernel serves for its floating-point inputs, if not all.
+    `unless`: a reason of the kernel's own why not.
 
     Where the answer is no the caller computes its reference. The reason is printed to stderr the first time."""
-    reason = _reason(tensors, dtypes)
+    reason = _reason(tensors, dtypes) or unless
     if reason and (text := f"minift_kernels: {kernel} runs as plain torch: {reason}") not in _said:
         _said.add(text)
         print(text, file=sys.stderr)
