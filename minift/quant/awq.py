@@ -3,8 +3,8 @@
     X WT = (X / s) (W s)T                       s: (K,), so nothing changes until W s is rounded         W: (N, K)      X: (tokens, K)
     s = mean |X|^alpha / sqrt(max s min s)      alpha: the best of 0, 0.05, ... 0.95 by ‖X WT - (X / s) round(W s)T‖ on calibration texts
 
-A column scaled up by s is rounded s times as finely, as long as it does not set its group's grid. alpha = 0 is rounding to nearest, and as
-it is among those tried, no layer's error on the calibration texts grows. X / s costs nothing: 1 / s goes into whatever makes X,
+A column scaled up by s is rounded s times as finely, as long as it does not set its group's grid. alpha = 0 is rounding to nearest; as it
+is among those tried, nothing is lost on the calibration texts by trying. X / s costs nothing: 1 / s goes into whatever makes X,
 
     norm1 -> q k v          norm2 -> gate up          v -> out          up -> down, with a gate (it is a plain factor there)
 
