@@ -1,6 +1,9 @@
 """Parameter-efficient fine-tuning: train a few new numbers, leave the model's own alone.
 
-    attach.py    put a method's small modules into any model; switch, disable, merge, remove; several sets in one batch
+    attach.py    put a method's small modules into any model; switch, disable, remove; several sets in one batch
+    merging.py   compute a set into the weights, and the way back
+    quantized.py what a base in 4 or 8 bits asks of both, and what of a change survives rounding
+    state.py     what a model remembers of its sets
     count.py     how much is trained
     wrapper.py   the one wrapper those modules live in
     targets.py   which modules: "all-linear", names, or a regular expression

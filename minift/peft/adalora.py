@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from minift.errors import InputError
 from minift.models.linear import linear
 from minift.peft.lora import added, plus
+from minift.peft.quantized import new_like
 from minift.peft.targets import find, is_conv1d, is_linear, is_stored_transposed, published_names, read_targets, written_targets
 
 @dataclass(frozen=True)
@@ -207,16 +208,15 @@ class AdaLoRALinear(nn.Module):
     def __init__(self, base: nn.Module, there: list[bool], scale: float, weight: float, dropout: float = 0.0):
         super().__init__()
         N, K = base.weight.shape[::-1] if is_conv1d(base) else (base.out_features, base.in_features)
-        r, device = sum(there), base.weight.device
-        dtype = torch.promote_types(base.weight.dtype, torch.float32)           # at least float32 (trap 34)
+        r, like = sum(there), new_like(base)
         self.there, self.scale, self.weight, self.dropout = there, scale, weight, dropout
-        self.Q = nn.Parameter(torch.empty(r, K, dtype=dtype, device=device).normal_(std=0.02))
-        self.E = nn.Parameter(torch.zeros(r, 1, dtype=dtype, device=device))
-        self.P = nn.Parameter(torch.empty(N, r, dtype=dtype, device=device).normal_(std=0.02))
+        self.Q = nn.Parameter(torch.empty(r, K, **like).normal_(std=0.02))
+        self.E = nn.Parameter(torch.zeros(r, 1, **like))
+        self.P = nn.Parameter(torch.empty(N, r, **like).normal_(std=0.02))
         for name, p in list(self.named_parameters()):                           # what a resumed training must know: persistent buffers
             self.register_buffer(f"sensitivity_{name}", torch.zeros_like(p))
             self.register_buffer(f"uncertainty_{name}", torch.zeros_like(p))
-        self.register_buffer("on", torch.ones(r, dtype=torch.bool, device=device))
+        self.register_buffer("on", torch.ones(r, dtype=torch.bool, device=like["device"]))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))       # of the whole training; 0: not trained yet
 
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:                    # (..., K) -> (..., N)

@@ -19,62 +19,22 @@ and, only where it needs it,
     keep_base = False                              of a config: it trains the model's own weights, so there is no base to go back to
     penalty(), after_step(...), lr_scale           what it asks of the training loop (training.py)
 
-Everything else is here and in files.py, and knows no method. One named set is active at a time: it alone is trained. `rows` lets
-several sets answer one batch, each its own rows.
-A merge never writes into a weight. It gives the module a new one and keeps the old one aside, so the way back is exact to the bit
-in every dtype, and a weight shared with another module (tied embeddings) stays what it was there.
+Everything else is here, in merging.py and in files.py, and knows no method. One named set is active at a time: it alone is trained.
+`rows` lets several sets answer one batch, each its own rows.
 Left out: several sets active at once on the same row (combine.py makes one set of several).
 Proved in tests/peft/test_attach.py."""
 
 import contextlib
-import dataclasses
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import nn
 
 from minift.errors import InputError
-from minift.peft.wrapper import Adapted, base_at, base_modules, swap
-
-
-class Method(Protocol):
-    """What attach and files need of a method's config."""
-
-    peft_type: str
-
-    def build(self, model: nn.Module) -> dict[str, nn.Module]: ...
-    def to_file(self, model: nn.Module, small: dict[str, nn.Module]) -> dict: ...
-
-
-@dataclasses.dataclass
-class State:
-    """What a model remembers of its adapters; lives on the model as the plain attribute `_peft`."""
-
-    sets: dict[str, Method]
-    wrappers: dict[str, Adapted]
-    """Path -> the wrapper there; while merged they are out of the tree, but still here."""
-    trained_before: set[str]
-    """The parameters that were trainable before the first attach froze them."""
-    active: str | None = None
-    merged: str | None = None
-    disabled: int = 0
-    """How many `disabled` blocks we are in."""
-    rows: dict[str | None, torch.Tensor] | None = None
-    """Inside a `rows` block: set's name (None: the base) -> its rows."""
-    backup: dict[str, dict[str, nn.Parameter]] = dataclasses.field(default_factory=dict)
-    """While merged: path -> the base's own parameters."""
-    tie_cut: bool = False
-    """While merged: the model's config said "tied embeddings" and no longer does."""
-
-
-def state_of(model: nn.Module) -> State:
-    state = model.__dict__.get("_peft")
-    if state is None:
-        raise InputError("no adapters are attached to this model: call peft.attach or peft.load first")
-    return state
+from minift.peft.merging import merge, unmerge
+from minift.peft.state import Method, State, state_of
+from minift.peft.wrapper import Adapted, base_at, swap
 
 
 def attach(model: nn.Module, method: Method, name: str = "default") -> None:
@@ -131,7 +91,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
     """Inside the block the model is its base, exactly: the reference model of DPO and PPO costs no second copy."""
     state = state_of(model)
     _need_base(state, "peft.disabled")
-    was_merged = state.merged is not None
+    was_merged, requantized = state.merged is not None, state.requantized
     if was_merged:
         unmerge(model)
     state.disabled += 1
@@ -142,7 +102,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
         state.disabled -= 1
         _point(state)
         if was_merged:
-            merge(model)
+            merge(model, requantized)
 
 
 @contextlib.contextmanager
@@ -171,54 +131,6 @@ def in_rows(model: nn.Module) -> bool:
     return "_peft" in model.__dict__ and state_of(model).rows is not None
 
 
-@torch.no_grad()
-def merge(model: nn.Module) -> None:
-    """Compute the active set into the weights and put the original modules back in the tree: same function, no extra cost.
-
-    The old weights are kept aside for unmerge; `remove` of the merged set lets go of them and leaves a plain model, ready to be
-    saved. Where a tied weight is merged the tie is cut, and the model's config says so (trap 25)."""
-    state = state_of(model)
-    if state.merged:
-        raise InputError(f"the set {state.merged!r} is merged already: merging twice would add it twice")
-    if state.active is None:
-        raise InputError("no set is active: peft.switch to the one to merge")
-    if state.disabled or state.rows is not None:
-        raise InputError("inside peft.disabled the model is its base, and inside peft.rows several sets: merge before or after that block")
-    new = {path: w.adapters[w.active].merged(w.base) for path, w in state.wrappers.items() if w.active}   # all, or a refusal and no change
-    owners = Counter(id(p) for module in base_modules(model).values() for p in module.parameters(recurse=False))
-    replaced: dict[int, list[int]] = {}                            # a shared weight -> the weights it becomes, one for each place
-    made: dict[int, nn.Parameter] = {}
-    for path, values in new.items():
-        base = state.wrappers[path].base
-        state.backup[path] = {key: getattr(base, key) for key in values}
-        for key, value in values.items():
-            fresh = made.setdefault(id(value), nn.Parameter(value, requires_grad=False))
-            replaced.setdefault(id(state.backup[path][key]), []).append(id(fresh))
-            setattr(base, key, fresh)
-    cut = any(owners[old] != len(places) or len(set(places)) > 1 for old, places in replaced.items())
-    state.tie_cut = cut and _tied(model)
-    if state.tie_cut:
-        _say_tied(model, False)
-    swap({wrapper: wrapper.base for wrapper in state.wrappers.values()}, model)
-    state.merged = state.active
-
-
-def unmerge(model: nn.Module) -> None:
-    """Undo merge: the very parameters of before, bit for bit, ties included."""
-    state = state_of(model)
-    if not state.merged:
-        raise InputError("no set is merged into this model: there is nothing to undo")
-    for path, parameters in state.backup.items():
-        for key, parameter in parameters.items():
-            setattr(state.wrappers[path].base, key, parameter)
-    if state.tie_cut:
-        _say_tied(model, True)
-    for wrapper in state.wrappers.values():
-        wrapper.train(wrapper.base.training)
-    swap({wrapper.base: wrapper for wrapper in state.wrappers.values()}, model)
-    state.backup, state.merged, state.tie_cut = {}, None, False
-
-
 def remove(model: nn.Module, name: str) -> None:
     """Take a set out. Without sets the model is what it was, in its module types and in what is trainable too.
 
@@ -235,7 +147,7 @@ def remove(model: nn.Module, name: str) -> None:
     if state.merged == name:
         if others:
             raise InputError(f"{name!r} is merged, and the sets {others} were trained on the weights without it: remove them, or unmerge")
-        state.backup, state.merged = {}, None
+        state.backup, state.stand_ins, state.merged = {}, {}, None
     for wrapper in state.wrappers.values():
         if name in wrapper.adapters:
             del wrapper.adapters[name]
@@ -266,19 +178,6 @@ def _point(state: State) -> None:
     for wrapper in state.wrappers.values():
         wrapper.rows = rows if rows is not None and any(name in wrapper.adapters for name in rows) else None
         wrapper.active = state.active if state.active in wrapper.adapters and rows is None and not state.disabled else None
-
-
-def _tied(model: nn.Module) -> bool:
-    """Does the model's config (ours, or a transformers one) say that the head is the embedding?"""
-    config = getattr(model, "config", None)
-    return bool(getattr(config, "tie_embeddings", False) or getattr(config, "tie_word_embeddings", False))
-
-
-def _say_tied(model: nn.Module, tied: bool) -> None:
-    if hasattr(model.config, "tie_embeddings"):
-        model.config = dataclasses.replace(model.config, tie_embeddings=tied)       # ours is frozen
-    else:
-        model.config.tie_word_embeddings = tied
 
 
 def _need_base(state: State, wanted: str) -> None:

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from minift.errors import InputError
+from minift.peft.quantized import new_like
 from minift.peft.targets import find, is_conv1d, is_linear, read_targets, written_targets
 from minift.peft.wrapper import base_modules
 
@@ -75,9 +76,9 @@ class Bias(nn.Module):
 
     def __init__(self, base: nn.Module):
         super().__init__()
-        old, weight = base.bias, base.weight
+        old = base.bias
         if old is None:
-            old = torch.zeros(weight.shape[-1] if is_conv1d(base) else base.out_features, dtype=weight.dtype, device=weight.device)
+            old = torch.zeros(base.weight.shape[-1] if is_conv1d(base) else base.out_features, **new_like(base))
         self.bias = nn.Parameter(old.detach().to(torch.promote_types(old.dtype, torch.float32), copy=True))     # (N,), trap 34
 
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:                          # (..., K) -> (..., N)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from minift.errors import InputError
 from minift.peft.places import Places, blocks
+from minift.peft.quantized import new_like
 from minift.peft.targets import find, is_conv1d, is_embedding, published_names
 from minift.peft.wrapper import base_at
 
@@ -90,12 +91,12 @@ class BottleneckAdapter:
         """Path -> small module for one block; `linear` ends its MLP branch and so has the stream's width."""
         C = output_width(linear)
         return {
-            places.attention: Bottleneck(self, after, C, linear.weight, places.attention_key),
-            places.mlp: Bottleneck(self, after, C, linear.weight, places.output_key),
+            places.attention: Bottleneck(self, after, C, linear, places.attention_key),
+            places.mlp: Bottleneck(self, after, C, linear, places.output_key),
         }
 
     def on_target(self, base: nn.Module, name: str) -> nn.Module:
-        return Bottleneck(self, after, output_width(base), base.weight, name)
+        return Bottleneck(self, after, output_width(base), base, name)
 
     def to_file(self, model: nn.Module, small: dict[str, nn.Module]) -> dict:
         """The `config` of the library's adapter_config.json, which has only factors, so a width is written as one."""
@@ -141,7 +142,7 @@ class Pfeiffer(BottleneckAdapter):
 
     def in_block(self, places: Places, linear: nn.Module) -> dict[str, nn.Module]:
         at, form = (places.block, after) if places.last_norm is None else (places.last_norm, around_norm)
-        return {at: Bottleneck(self, form, output_width(linear), linear.weight, places.output_key)}
+        return {at: Bottleneck(self, form, output_width(linear), linear, places.output_key)}
 
 
 @dataclass(frozen=True)
@@ -159,14 +160,14 @@ class Parallel(BottleneckAdapter):
         tap = Tap()
         return {
             places.before_mlp: tap,
-            places.mlp: Bottleneck(self, tap.beside, output_width(linear), linear.weight, places.output_key),
+            places.mlp: Bottleneck(self, tap.beside, output_width(linear), linear, places.output_key),
         }
 
     def on_target(self, base: nn.Module, name: str) -> nn.Module:
         if is_embedding(base):
             raise InputError(f"{name} is an embedding: a parallel adapter reads vectors, and an embedding is given token ids")
         K = base.weight.shape[0] if is_conv1d(base) else base.in_features
-        return Bottleneck(self, beside, output_width(base), base.weight, name, inputs=K)
+        return Bottleneck(self, beside, output_width(base), base, name, inputs=K)
 
 
 def factor(C: int, width: int) -> float:
@@ -189,13 +190,13 @@ class Bottleneck(nn.Module):
 
     file_names = {"D": "adapter_down.0.weight", "d": "adapter_down.0.bias", "U": "adapter_up.weight", "u": "adapter_up.bias"}
 
-    def __init__(self, config: BottleneckAdapter, form: Callable, C: int, like: Tensor, place: str, inputs: int | None = None):
+    def __init__(self, config: BottleneckAdapter, form: Callable, C: int, like: nn.Module, place: str, inputs: int | None = None):
         super().__init__()
         K = C if inputs is None else inputs
         b = config.width if config.width is not None else max(1, int(C // config.reduction_factor))
         self.form, self.place = form, place                       # place: the start of its keys in files
         self.act, self.scale, self.dropout = ACTIVATIONS[config.activation], config.scale, config.dropout
-        new = lambda *shape: nn.Parameter(torch.zeros(shape, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32)))
+        new = lambda *shape: nn.Parameter(torch.zeros(shape, **new_like(like)))
         self.D, self.d, self.U, self.u = new(b, K), new(b), new(C, b), new(C)
         if config.init == "mam_adapter":
             nn.init.uniform_(self.D, -(K**-0.5), K**-0.5)         # U stays zero

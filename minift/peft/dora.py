@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from minift.models.linear import linear
 from minift.peft.lora import LoRA, LoRAEmbedding, LoRALinear, plus, refuse_packed
 from minift.peft.targets import is_conv1d, is_embedding
+from minift.quant import QuantizedLinear
+from minift.quant.tensor import tensors
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,12 @@ class DoRALinear(LoRALinear):
     @torch.no_grad()
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         """m (W + s B A) / n, computed in float32 and rounded once."""
-        refuse_packed(base.weight)
-        turn = is_embedding(base) or is_conv1d(base)
+        weight, turn = base.weight, is_embedding(base) or is_conv1d(base)
+        refuse_packed(weight)
         change = self.scale * (self.B @ self.A)                                       # (N, K)
-        whole = (base.weight.T if turn else base.weight).to(change.dtype) + change
+        whole = (weight.T if turn else weight).to(change.dtype) + change
         whole = whole * (self.magnitude / self.lengths(base, self.A, self.B, self.scale))[:, None]
-        return {"weight": (whole.T if turn else whole).to(base.weight.dtype)}
+        return {"weight": (whole.T if turn else whole).to(weight.dtype)}
 
 
 class DoRAEmbedding(LoRAEmbedding):
@@ -113,11 +115,11 @@ class Lengths(nn.Module):
         if torch.is_grad_enabled():
             self.kept.pop("all", None)
             return self._all(base, A, B, scale)
-        return self._once("all", [*base.parameters(), A, B], lambda: self._all(base, A, B, scale))
+        return self._once("all", [*numbers_of(base), A, B], lambda: self._all(base, A, B, scale))
 
     def of_base(self, base: nn.Module, A: Tensor) -> Tensor:
         """||W||; A for its dtype, device and K."""
-        return self._once("base", list(base.parameters()), lambda: lengths(base, A))
+        return self._once("base", numbers_of(base), lambda: lengths(base, A))
 
     @torch.no_grad()
     def _all(self, base: nn.Module, A: Tensor, B: Tensor, scale: float) -> Tensor:
@@ -136,19 +138,26 @@ class Lengths(nn.Module):
 
 def product(base: nn.Module, x: Tensor) -> Tensor:
     """x WT without bias, (..., K) -> (..., N), in the dtype of x. What is no plain matrix (4 bits, packed) is called."""
-    if not base.weight.is_floating_point():
+    weight = base.weight
+    if not weight.is_floating_point():
         return without_bias(base(x), base)
-    W = base.weight if is_embedding(base) or is_conv1d(base) else base.weight.T                   # (K, N)
+    W = weight if is_embedding(base) or is_conv1d(base) else weight.T                             # (K, N)
     return (x.to(W.dtype) @ W).to(x.dtype)
 
 
 @torch.no_grad()
 def lengths(base: nn.Module, A: Tensor) -> Tensor:
     """||W|| of each row, (N,), in the dtype of A."""
-    if base.weight.is_floating_point():
-        return torch.linalg.vector_norm(base.weight, dim=0 if is_embedding(base) or is_conv1d(base) else 1, dtype=A.dtype)
+    weight = base.weight
+    if weight.is_floating_point():
+        return torch.linalg.vector_norm(weight, dim=0 if is_embedding(base) or is_conv1d(base) else 1, dtype=A.dtype)
     columns = torch.eye(A.shape[1], dtype=A.dtype, device=A.device).split(256)                    # a few of W's columns at a time
     return torch.stack([product(base, some).square().sum(0) for some in columns]).sum(0).sqrt()
+
+
+def numbers_of(base: nn.Module) -> list[Tensor]:
+    """What W is made of: its parameters, or the codes and scales of a quantized weight."""
+    return [*base.parameters(), *(tensors(base.q).values() if isinstance(base, QuantizedLinear) else ())]
 
 
 def without_bias(y: Tensor, base: nn.Module) -> Tensor:

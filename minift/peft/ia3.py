@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from minift.errors import InputError
 from minift.peft.lora import refuse_packed
+from minift.peft.quantized import new_like
 from minift.peft.targets import find, is_conv1d, is_linear, is_stored_transposed, published_names, read_targets, shortest, written_targets
 from minift.peft.wrapper import base_modules
 
@@ -98,10 +99,9 @@ class IA3Linear(nn.Module):
 
     def __init__(self, base: nn.Module, on_input: bool):
         super().__init__()
-        weight, self.on_input = base.weight, on_input
-        N, K = weight.shape[::-1] if is_conv1d(base) else (base.out_features, base.in_features)
-        dtype = torch.promote_types(weight.dtype, torch.float32)                      # at least float32 (trap 34)
-        self.l = nn.Parameter(torch.ones((1, K) if on_input else (N, 1), dtype=dtype, device=weight.device))
+        N, K = base.weight.shape[::-1] if is_conv1d(base) else (base.out_features, base.in_features)
+        self.on_input = on_input
+        self.l = nn.Parameter(torch.ones((1, K) if on_input else (N, 1), **new_like(base)))
 
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:                          # (..., K) -> (..., N)
         if self.on_input:
@@ -111,8 +111,9 @@ class IA3Linear(nn.Module):
 
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         """W * l, and b * l where the output is scaled; computed in float32 and rounded once."""
-        refuse_packed(base.weight)
-        new = {"weight": (base.weight * (self.l.T if is_conv1d(base) else self.l)).to(base.weight.dtype)}
+        weight = base.weight
+        refuse_packed(weight)
+        new = {"weight": (weight * (self.l.T if is_conv1d(base) else self.l)).to(weight.dtype)}
         if not self.on_input and base.bias is not None:
             new["bias"] = (base.bias * self.l.flatten()).to(base.bias.dtype)
         return new

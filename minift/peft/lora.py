@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from minift.errors import InputError
 from minift.models.linear import linear, plus_product
+from minift.peft.quantized import new_like
 from minift.peft.targets import find, is_conv1d, is_embedding, is_stored_transposed, published_names, read_targets, written_targets
 
 
@@ -133,12 +134,10 @@ class LoRALinear(nn.Module):
 
     def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float = 0.0):
         super().__init__()
-        weight = base.weight
-        N, K = weight.shape[::-1] if is_conv1d(base) else (base.out_features, base.in_features)
-        dtype = torch.promote_types(weight.dtype, torch.float32)                      # at least float32 (trap 34)
+        N, K = base.weight.shape[::-1] if is_conv1d(base) else (base.out_features, base.in_features)
         self.scale, self.dropout = scale, dropout
-        self.A = nn.Parameter(torch.empty(rank, K, dtype=dtype, device=weight.device).uniform_(-(K**-0.5), K**-0.5))
-        self.B = nn.Parameter(torch.zeros(N, rank, dtype=dtype, device=weight.device))
+        self.A = nn.Parameter(torch.empty(rank, K, **new_like(base)).uniform_(-(K**-0.5), K**-0.5))
+        self.B = nn.Parameter(torch.zeros(N, rank, **new_like(base)))
 
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:                          # (..., K) -> (..., N)
         y = base(x)                                                                   # (..., N)
@@ -164,11 +163,10 @@ class LoRAEmbedding(nn.Module):
 
     def __init__(self, base: nn.Embedding, rank: int, scale: float):
         super().__init__()
-        (V, C), device = base.weight.shape, base.weight.device
-        dtype = torch.promote_types(base.weight.dtype, torch.float32)
+        V, C = base.weight.shape
         self.scale = scale
-        self.A = nn.Parameter(torch.zeros(rank, V, dtype=dtype, device=device))
-        self.B = nn.Parameter(torch.empty(C, rank, dtype=dtype, device=device).normal_())
+        self.A = nn.Parameter(torch.zeros(rank, V, **new_like(base)))
+        self.B = nn.Parameter(torch.empty(C, rank, **new_like(base)).normal_())
 
     def forward(self, base: nn.Embedding, ids: Tensor) -> Tensor:                     # (...) -> (..., C)
         y = base(ids)                                                                 # (..., C)
@@ -193,6 +191,6 @@ def added(weight: Tensor, change: Tensor) -> Tensor:
 
 
 def refuse_packed(weight: Tensor) -> None:
-    """A 4-bit or 8-bit weight cannot be merged into: rounding it again would eat the change (trap 23)."""
+    """Codes of another library's 4-bit or 8-bit linear are no numbers that a change could be added to (ours dequantizes: quantized.py)."""
     if not weight.is_floating_point():
-        raise InputError(f"the base weight is {weight.dtype}: merging would round the change away. Load the base unquantized to merge")
+        raise InputError(f"the base weight is {weight.dtype}: merging would round the change away. Load the base unquantized, or quantized by minift, to merge")

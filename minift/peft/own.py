@@ -23,6 +23,7 @@ from torch.func import functional_call
 from minift.errors import InputError
 from minift.peft.targets import HEADS, is_conv1d
 from minift.peft.wrapper import base_at, base_modules
+from minift.quant import QuantizedLinear
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,9 @@ def own(modules: dict[str, nn.Module], keep_base: bool) -> dict[str, nn.Module]:
     copies: dict[int, nn.Parameter] = {}
     small = {}
     for path, module in modules.items():
+        if isinstance(module, QuantizedLinear):
+            raise InputError(f"{path} is in {module.q.scheme}, and no small step can change its codes: load the base unquantized to train its own"
+                             " weights, or train an adapter beside them (lora)")    # fmt: skip
         numbers = {name: value for name, value in module.named_parameters(recurse=False)}
         for value in numbers.values():
             if id(value) not in copies and not value.is_floating_point():

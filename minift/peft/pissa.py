@@ -14,7 +14,9 @@ is one product of rank 2r. In this order step 0 is exact to the bit, and half pr
 Files. By default plain LoRA of rank 2r, the two matrices above: exact in any reader, which then has a LoRA (as has peft.load here; it
 goes on learning as one, all 2r). With as_lora=False A and B alone, as Hugging Face peft writes PiSSA: half the size, and it goes on
 learning as PiSSA, but the reader must find A0 and B0 again by an SVD of the very same base.
-Left out: embeddings, QPiSSA (needs 4-bit weights). Dropout thins what was learned; in peft it thins all of B A, and step 0 is not the base.
+On a base in 4 or 8 bits W is the rounded weight: step 0 is that base, and the vectors are its own. What rounding lost is lost: QPiSSA, which
+rounds W - s B0 A0 instead, and with that less, is left out (loftq.py makes up for rounding).
+Left out: embeddings. Dropout thins what was learned; in peft it thins all of B A, and step 0 is not the base.
 Proved in tests/peft/test_pissa.py; equal to Hugging Face peft in tests/parity/test_peft_pissa.py."""
 
 import math
@@ -29,6 +31,7 @@ from minift.models.linear import linear
 from minift.peft.lora import LoRA, LoRALinear, added, plus
 from minift.peft.targets import find, is_conv1d, is_embedding, published_names
 from minift.peft.wrapper import base_modules
+from minift.quant import QuantizedLinear
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,21 @@ class PiSSA(LoRA):
 
     def build(self, model: nn.Module) -> dict[str, nn.Module]:
         names, modules = published_names(model), base_modules(model)
+        own = lambda module: module._parameters.get("weight")                         # None of a quantized one, which shares with nobody
         for path, base in find(model, self.targets).items():                          # all of them before the first costly SVD
             if is_embedding(base):
                 raise InputError(f"PiSSA splits the weights of linears, and {names[path]} is an embedding: leave it out, or take LoRA")
-            if not base.weight.is_floating_point():
+            quantized = isinstance(base, QuantizedLinear)
+            if not quantized and not base.weight.is_floating_point():
                 raise InputError(f"PiSSA needs the weight's own numbers, and {names[path]} is {base.weight.dtype}: load the base unquantized")
-            rank, most = self.size(names[path])[0], min(base.weight.shape)
+            if quantized and not self.as_lora:
+                raise InputError(f"{names[path]} is in {base.q.scheme}, whose singular vectors are not those of the weight it was rounded from: A and"
+                                 " B alone would be read with the wrong A0 and B0. Save it as plain LoRA (as_lora=True), or load the base unquantized")    # fmt: skip
+            rank, most = self.size(names[path])[0], min((base.out_features, base.in_features) if quantized else base.weight.shape)
             if rank > most:
                 raise InputError(f"PiSSA rank is {rank}, but {names[path]} has only {most} singular vectors: choose a lower rank, for this"
                                  " module alone with rank_pattern, or leave it out of the targets")    # fmt: skip
-            tied = next((p for p, m in modules.items() if p != path and getattr(m, "weight", None) is base.weight), None)
+            tied = next((p for p, m in modules.items() if p != path and own(m) is not None and own(m) is own(base)), None)
             if tied and not self.as_lora:
                 raise InputError(f"{names[path]} shares its weight with {names[tied]}: Hugging Face peft takes the principal part out of both,"
                                  " so A and B alone do not say what the model was. Save it as plain LoRA (as_lora=True)")    # fmt: skip
@@ -104,7 +112,8 @@ class PiSSALinear(LoRALinear):
 
     def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float = 0.0, niter: int | None = None):
         super().__init__(base, rank, scale, dropout)
-        W = (base.weight.T if is_conv1d(base) else base.weight).detach().to(self.A.dtype)         # (N, K)
+        weight = base.weight.detach().to(self.A.dtype)
+        W = weight.T if is_conv1d(base) else weight                                   # (N, K)
         U, S, Vt = largest(W, rank, niter)
         root = (S / scale).sqrt()                                                     # (r,)
         self.register_buffer("A0", root[:, None] * Vt)                                # (r, K)

@@ -25,6 +25,7 @@ from minift.errors import InputError
 from minift.models.attention import Context
 from minift.peft.bottleneck import output_width
 from minift.peft.places import blocks
+from minift.peft.quantized import new_like
 from minift.peft.targets import find, published_names
 from minift.peft.wrapper import base_at
 
@@ -72,7 +73,7 @@ class LoReFT:
         C = output_width(like)
         if self.rank > C:
             raise InputError(f"LoReFT rank is {self.rank}, but {place} gives {C} numbers: there are no more than {C} orthonormal directions")
-        return Edit(C, self.rank, self.prefix, self.dropout, like.weight, place)
+        return Edit(C, self.rank, self.prefix, self.dropout, like, place)
 
     def to_file(self, model: nn.Module, small: dict[str, nn.Module]) -> dict:
         return {"r": self.rank, "prefix_positions": self.prefix, "layers": self.layers, "dropout": self.dropout, "target_modules": self.targets}
@@ -92,14 +93,14 @@ class Edit(nn.Module):
 
     file_names = {"W": "reft_W", "b": "reft_b", "X": "reft_X"}
 
-    def __init__(self, C: int, rank: int, prefix: int, dropout: float, like: Tensor, place: str):
+    def __init__(self, C: int, rank: int, prefix: int, dropout: float, like: nn.Module, place: str):
         super().__init__()
         self.prefix, self.dropout, self.place = prefix, dropout, place
-        new = lambda *shape: nn.Parameter(torch.empty(shape, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32)))
+        new = lambda *shape: nn.Parameter(torch.empty(shape, **new_like(like)))
         self.W, self.b, self.X = new(rank, C), new(rank), new(C, rank)
         nn.init.uniform_(self.W, -(C**-0.5), C**-0.5)                                # as nn.Linear starts
         nn.init.uniform_(self.b, -(C**-0.5), C**-0.5)
-        if like.device.type != "meta":
+        if self.X.device.type != "meta":
             self.X.data.copy_(reflections(torch.randn_like(self.X))[0])              # all subspaces are equally likely
 
     def R(self) -> Tensor:                                                           # (r, C)

@@ -41,7 +41,7 @@ class NewTokens:
             raise InputError(f"token {max(self.ids)} is not in the vocabulary of {len(embed.weight)}: add it to the model first")
         rows = embed.weight.detach()[list(self.ids)]
         shared = nn.Parameter(rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True))
-        sharing = [p for p, m in modules.items() if isinstance(m, nn.Linear) and m.weight is embed.weight]
+        sharing = [p for p, m in modules.items() if isinstance(m, nn.Linear) and m._parameters.get("weight") is embed.weight]
         return {path: EmbeddedRows(shared, self.ids, len(embed.weight)), **{p: HeadRows(shared, self.ids) for p in sharing}}
 
     def to_file(self, model: nn.Module, small: dict[str, nn.Module]) -> dict:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from minift.errors import InputError
 from minift.peft.lora import added
+from minift.peft.quantized import new_like
 from minift.peft.targets import find, is_conv1d, is_linear, is_stored_transposed, published_names, read_targets, written_targets
 
 
@@ -56,7 +57,7 @@ class VeRA:
         linears = find(model, self.targets, is_linear, "linear")
         shapes = [widths(base) for base in linears.values()]
         N, K = max(n for n, _ in shapes), max(k for _, k in shapes)
-        shared = Projection(self.rank, N, K, self.projection_prng_key, next(iter(linears.values())).weight.device)
+        shared = Projection(self.rank, N, K, self.projection_prng_key, new_like(next(iter(linears.values())))["device"])
         return {path: VeRALinear(base, shared, self.d_initial, self.dropout) for path, base in linears.items()}
 
     def to_file(self, model: nn.Module, small: dict[str, nn.Module]) -> dict:
@@ -114,10 +115,9 @@ class VeRALinear(nn.Module):
     def __init__(self, base: nn.Module, shared: Projection, d_initial: float, dropout: float = 0.0):
         super().__init__()
         N, self.K = widths(base)
-        dtype, device = torch.promote_types(base.weight.dtype, torch.float32), base.weight.device        # at least float32 (trap 34)
         self.shared, self.dropout = shared, dropout                           # the same object in every VeRALinear of a set
-        self.d = nn.Parameter(torch.full((shared.A.shape[0],), d_initial, dtype=dtype, device=device))
-        self.b = nn.Parameter(torch.zeros(N, dtype=dtype, device=device))
+        self.d = nn.Parameter(torch.full((shared.A.shape[0],), d_initial, **new_like(base)))
+        self.b = nn.Parameter(torch.zeros(N, **new_like(base)))
 
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:                          # (..., K) -> (..., N)
         y = base(x)                                                                   # (..., N)

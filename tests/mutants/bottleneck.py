@@ -18,10 +18,10 @@ MUTANTS = [
     mutant("bottleneck_up_not_zero_at_start", BOTTLENECK, "# U stays zero", "; nn.init.normal_(self.U, std=0.02)"),
     mutant("bottleneck_activation_after_up", BOTTLENECK, "low = self.act(F.linear(h,", "low = (F.linear(h,"),
     mutant("bottleneck_width_rounded_up", BOTTLENECK, "max(1, int(C // config.reduction_factor))", "max(1, math.ceil(C / config.reduction_factor))"),
-    mutant("bottleneck_in_the_bases_dtype", BOTTLENECK, "dtype=torch.promote_types(like.dtype, torch.float32))", "dtype=like.dtype)"),
+    mutant("bottleneck_in_the_bases_dtype", BOTTLENECK, "torch.zeros(shape, **new_like(like))", "torch.zeros(shape, dtype=like.weight.dtype)"),
     mutant(
         "houlsby_attention_adapter_missing", BOTTLENECK,
-        "            places.attention: Bottleneck(self, after, C, linear.weight, places.attention_key),\n", "",
+        "            places.attention: Bottleneck(self, after, C, linear, places.attention_key),\n", "",
     ),
     mutant("pfeiffer_before_the_residual", BOTTLENECK, "(places.block, after) if places.last_norm", "(places.mlp, after) if places.last_norm"),
     mutant("pfeiffer_reads_before_the_norm", BOTTLENECK, "base(y + change(base(y)))", "base(y + change(y))"),

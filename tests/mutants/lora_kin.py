@@ -133,7 +133,7 @@ MUTANTS = [
         new="{end: alpha for",
         test=TEST_PISSA,
     ),
-    Mutant(name="pissa_conv1d_not_turned", file=PISSA, old="base.weight.T if is_conv1d(base) else base.weight", new="base.weight", test=TEST_PISSA),
+    Mutant(name="pissa_conv1d_not_turned", file=PISSA, old="W = weight.T if is_conv1d(base) else weight", new="W = weight", test=TEST_PISSA),
     Mutant(name="pissa_fast_svd_without_its_powers", file=PISSA, old="in range(niter)", new="in range(0)", test=TEST_PISSA),
     Mutant(
         name="pissa_draws_from_the_runs_random_numbers",

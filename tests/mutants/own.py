@@ -18,7 +18,7 @@ MUTANTS = [
     Mutant("merged_full_model_is_untied", OWN, "        return {name: value.to(getattr(base, name).dtype) for name, value in self._parameters.items()}",
            "        return {name: value.detach().clone() for name, value in self._parameters.items()}", TEST),
     Mutant("tokens_in_the_order_of_the_vocabulary", TOKENS, "return self.rows.detach()[self.place[self.place >= 0]]", "return self.rows.detach()", TEST_TOKENS),
-    Mutant("tokens_forget_the_tied_head", TOKENS, "isinstance(m, nn.Linear) and m.weight is embed.weight", "False", TEST_TOKENS),
+    Mutant("tokens_forget_the_tied_head", TOKENS, "isinstance(m, nn.Linear) and m._parameters.get(\"weight\") is embed.weight", "False", TEST_TOKENS),
     Mutant("tokens_every_row_takes_a_trained_one", TOKENS, "torch.where((place >= 0)[..., None]", "torch.where((place >= -1)[..., None]", TEST_TOKENS),
     Mutant("tokens_two_tensors_for_one_pass", "minift/peft/files.py", "if not torch.equal(found[key], found[first]):", "if False:", TEST_TOKENS),
 ]    # fmt: skip

@@ -3,6 +3,7 @@
 from tests.mutants.mutant import Mutant
 
 LORA, ATTACH, FILES, TARGETS = "minift/peft/lora.py", "minift/peft/attach.py", "minift/peft/files.py", "minift/peft/targets.py"
+MERGING, QUANTIZED = "minift/peft/merging.py", "minift/peft/quantized.py"
 
 MUTANTS = [
     Mutant(
@@ -43,9 +44,9 @@ MUTANTS = [
     ),
     Mutant(
         name="lora_in_the_bases_dtype",
-        file=LORA,
-        old="dtype = torch.promote_types(weight.dtype, torch.float32) ",
-        new="dtype = weight.dtype ",
+        file=QUANTIZED,
+        old="dtype=torch.promote_types(base.weight.dtype, torch.float32)",
+        new="dtype=base.weight.dtype",
         test="tests/peft/test_lora.py",
     ),
     Mutant(
@@ -99,21 +100,21 @@ MUTANTS = [
     ),
     Mutant(
         name="unmerge_subtracts_nothing",
-        file=ATTACH,
+        file=MERGING,
         old="            setattr(state.wrappers[path].base, key, parameter)\n",
         new="            pass\n",
         test="tests/peft/test_attach.py",
     ),
     Mutant(
         name="merge_writes_through_a_tie",
-        file=ATTACH,
+        file=MERGING,
         old="            setattr(base, key, fresh)",
         new="            getattr(base, key).data.copy_(value)",
         test="tests/peft/test_attach.py",
     ),
     Mutant(
         name="a_cut_tie_is_not_told_to_the_config",
-        file=ATTACH,
+        file=MERGING,
         old="        _say_tied(model, False)\n",
         new="        pass\n",
         test="tests/peft/test_attach.py",

@@ -20,7 +20,7 @@ FALCON = dict(family="gpt_neox", norm="layernorm", gated=False, parallel=True, k
 
 def hand(activation="relu", **options) -> Bottleneck:
     """f(h) = s (relu(h1 - h2 + 1) (2, 5) + (0, 10))"""
-    f = Bottleneck(peft.BottleneckAdapter(width=1, activation=activation, **options), after, 2, torch.zeros(1), "here")
+    f = Bottleneck(peft.BottleneckAdapter(width=1, activation=activation, **options), after, 2, nn.Linear(1, 1), "here")
     f.D.data, f.d.data = torch.tensor([[1.0, -1.0]]), torch.tensor([1.0])
     f.U.data, f.u.data = torch.tensor([[2.0], [5.0]]), torch.tensor([0.0, 10.0])
     return f
@@ -107,7 +107,7 @@ def test_parallel_adapters_start_at_the_base_exactly_and_the_others_near_it():
 
 
 def test_the_starts_are_those_of_the_papers():
-    new = lambda **options: Bottleneck(peft.BottleneckAdapter(width=50, **options), after, 64, torch.zeros(1), "here")
+    new = lambda **options: Bottleneck(peft.BottleneckAdapter(width=50, **options), after, 64, nn.Linear(1, 1), "here")
     f = new(init="houlsby")
     for matrix in (f.D, f.U):                                     # a normal cut at 2 deviations has 0.880 of its deviation (3200 draws: +-1.3 %)
         assert matrix.abs().max() <= 0.02 and matrix.std().item() == pytest.approx(0.0088, rel=0.06)

@@ -33,7 +33,7 @@ def mixed(new=llama, kind=peft.Pfeiffer, **options):
 
 def constant(C, answer) -> Bottleneck:
     """f(h) = answer, whatever h is."""
-    f = Bottleneck(peft.BottleneckAdapter(width=1), after, C, torch.zeros(1), "here")
+    f = Bottleneck(peft.BottleneckAdapter(width=1), after, C, nn.Linear(1, 1), "here")
     f.U.data.zero_()
     f.u.data = torch.tensor(answer)
     return f

@@ -19,7 +19,7 @@ IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2], [2, 6, 5, 3, 5, 8, 9]])
 
 def hand() -> Edit:
     """C = 2, r = 1, X = (., 1): v = (1, 1), tau = 1, so H = I - v vT and R = (0, -1). W = (1, 0), b = 10."""
-    edit = Edit(2, 1, 2, 0.0, torch.zeros(1), "here")
+    edit = Edit(2, 1, 2, 0.0, nn.Linear(1, 1), "here")
     edit.X.data, edit.W.data, edit.b.data = torch.tensor([[7.0], [1.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([10.0])
     return edit
 
@@ -32,7 +32,7 @@ def test_loreft_worked_by_hand():
 
 
 def test_inside_the_subspace_the_edit_decides_and_outside_nothing_changes():
-    edit, h = Edit(9, 3, 2, 0.0, torch.zeros(1, dtype=torch.double), "here"), torch.randn(1, 2, 9, dtype=torch.double)
+    edit, h = Edit(9, 3, 2, 0.0, nn.Linear(1, 1).double(), "here"), torch.randn(1, 2, 9, dtype=torch.double)
     R, y = edit.R(), edit(nn.Identity(), h)
     torch.testing.assert_close(y @ R.T, h @ edit.W.T + edit.b)                  # R y = W h + b
     outside = torch.eye(9) - R.T @ R
@@ -64,9 +64,9 @@ def test_rows_stay_orthonormal_while_they_learn():
 
 
 def test_the_start_is_the_one_of_the_paper_and_not_the_base():
-    edit = Edit(64, 8, 2, 0.0, torch.zeros(1), "here")
+    edit = Edit(64, 8, 2, 0.0, nn.Linear(1, 1), "here")
     assert 0.95 / 8 < edit.W.abs().max() <= 1 / 8 and edit.b.abs().max() <= 1 / 8                 # nn.Linear's: uniform on +-1/sqrt(64)
-    projections = [R.T @ R for R in (Edit(6, 2, 2, 0.0, torch.zeros(1), "here").R().detach() for _ in range(400))]
+    projections = [R.T @ R for R in (Edit(6, 2, 2, 0.0, nn.Linear(1, 1), "here").R().detach() for _ in range(400))]
     # a uniform subspace: I / 3 on average; an entry varies by at most 0.25, its mean of 400 by 0.0125, and 36 of them stay within 4 of that
     torch.testing.assert_close(torch.stack(projections).mean(0), torch.eye(6) / 3, rtol=0, atol=0.05)
     model = llama()
