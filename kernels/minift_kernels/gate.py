@@ -186,7 +186,7 @@ def merged(file: Path, fresh: list[dict]) -> list[dict]:
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m minift_kernels.gate", description="Compile the kernels for sm80, sm90 and gfx942 and read the code.")
+    parser = argparse.ArgumentParser(prog="python -m minift_kernels.gate", description="Compile the kernels for absent GPUs, read the code.")
     parser.add_argument("names", nargs="*", help="kernels (default: all)")
     parser.add_argument("--json", type=Path, help="keep the record in this file, beside what other versions of Triton left there")
     parser.add_argument("--markdown", type=Path, help="write the whole record as a page")
@@ -197,7 +197,7 @@ def main(words: list[str] | None = None) -> int:
         raise SystemExit(f"no kernel is called {', '.join(sorted(unknown))}; there are {', '.join(kernels())}")
     records = [inspect(name, build, chip)
                for name, kernel in kernels().items() if not chosen.names or name in chosen.names
-               for build in kernel.builds() for chip in CHIPS]  # fmt: skip
+               for build in kernel.builds() for chip in build.chips]  # fmt: skip
     print(table(records))
     if chosen.json:
         everything = merged(chosen.json, records)

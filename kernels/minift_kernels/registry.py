@@ -39,6 +39,8 @@ class Build:
     num_stages: int = 3
     expect: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Chip -> instructions that must occur in its machine code ("HGMMA", "LDG.E.128")."""
+    chips: tuple[str, ...] = CHIPS
+    """Those it is for."""
     weights: int = 0
     """How many 4-bit weights one program decodes, to state instructions per weight; 0: not asked."""
     loop_weights: int = 0

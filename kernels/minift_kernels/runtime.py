@@ -58,4 +58,4 @@ def require(kernel: str, **wanted: tuple[Tensor | None, torch.dtype]) -> None:
         if tensor is not None and tensor.dtype != dtype:
             raise ValueError(f"{kernel}: {name} is {tensor.dtype}, wanted {dtype}")
         if tensor is not None and not tensor.is_contiguous():
-            raise ValueError(f"{kernel}: {name} of shape {tuple(tensor.shape)} has strides {tensor.stride()}, wanted one piece of memory: .contiguous()")
+            raise ValueError(f"{kernel}: {name} of shape {tuple(tensor.shape)} has strides {tensor.stride()}, wanted it in one piece: .contiguous()")
