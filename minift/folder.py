@@ -1,7 +1,8 @@
 """A model and its tokenizer as one thing: a Hugging Face folder, or the small model that comes with minift.
 
     model, tokenizer = load("base")                 # the bundled docstring model
-    model, tokenizer = load("path/to/checkpoint")   # config.json, *.safetensors and tokenizer files
+    model, tokenizer = load("path/to/checkpoint")   # config.json, *.safetensors and tokenizer files; weights may be quantized
+    model, tokenizer = load("base", quantize="nf4") # its linears in 4 bits, quantized as they are read
     save(model, tokenizer, "new-folder")
 
 Proved in tests/test_folder.py."""
@@ -13,8 +14,9 @@ import torch
 from minift import tokenizer as tokenizers
 from minift.errors import InputError
 from minift.files import new_folder, recover
-from minift.models.folder import read_model, write_model
 from minift.models.transformer import Transformer
+from minift.quant.folder import read_model, write_model
+from minift.quant.tensor import Scheme
 from minift.tokenizer import Tokenizer
 
 ASSETS = Path(__file__).parent / "assets"
@@ -39,21 +41,27 @@ def locate(name: str | Path) -> Path:
     raise InputError(f"no such folder: {path} (bundled models: {', '.join(bundled()) or 'none'})")
 
 
-def load(name: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer]:
-    """Read a checkpoint folder, or a bundled model by name. The tokenizer must not be larger than the embedding."""
+def load(
+    name: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", quantize: Scheme | None = None
+) -> tuple[Transformer, Tokenizer]:
+    """Read a checkpoint folder, or a bundled model by name. The tokenizer must not be larger than the embedding.
+
+    quantize: "nf4", "fp4", "int8" or "int4" for the linears of a folder with full weights; head, embeddings, norms and biases are in dtype."""
     folder = locate(name)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}): cpu always can") from None
     tokenizer = tokenizers.load(folder)
-    model = read_model(folder, dtype=dtype, device=device)
+    model = read_model(folder, dtype, device, quantize)
     tokenizers.check_fits(tokenizer, model.config.vocab_size)
     return model, tokenizer
 
 
 def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path, overwrite: bool = False) -> None:
-    """Write a folder that transformers and `load` can read: config.json, model.safetensors and the tokenizer's files."""
+    """Write a folder that transformers and `load` can read: config.json, model.safetensors and the tokenizer's files.
+
+    Quantized linears are written as they are: nf4, fp4 and int8 as bitsandbytes writes them, int4 in minift's own form."""
     with new_folder(folder, overwrite) as aside:
         write_model(model, aside)
         tokenizer.save(aside)

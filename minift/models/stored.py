@@ -118,6 +118,12 @@ def read(source: Stored, transposed: bool, dtype: torch.dtype, device: torch.dev
     return target
 
 
+def whole(source: Stored) -> Tensor:
+    """A small tensor, a scalar perhaps, as it is stored."""
+    with safe_open(source.file, framework="pt") as opened:
+        return opened.get_tensor(source.name).clone()                      # out of the mapping
+
+
 def same(one: Stored, other: Stored) -> bool:
     """Do two tensors hold the same numbers in the same dtype?"""
     if one.shape != other.shape or one.dtype != other.dtype:

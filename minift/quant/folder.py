@@ -1,0 +1,162 @@
+"""Checkpoint folders with quantized weights: read, written, and made while a full one is read.
+
+    model = read_model("folder", quantize="nf4")             # each matrix is quantized as it comes from the disk
+    write_model(model, "new-folder")                         # nf4, fp4, int8: transformers + bitsandbytes load it
+    model = read_model("new-folder")                         # and we load theirs
+
+Quantizing goes piece by piece: a slice of at most 32 MB of the file, of which 1 million numbers at a time become codes. So the peak is the
+quantized model, one slice and the work on one piece; the full matrix never exists, except for GPT-2's, which lie transposed and are read whole.
+The result is that of quantize_model on the full model, to the bit. What stays full (head, embeddings, norms, biases) is in `dtype`.
+A linear in a folder is quantized if its weight is stored so: config.json tells how, not which. Products are computed in the model's dtype.
+What the tensors are called is in layout.py. Proved in tests/quant/test_folder.py and tests/parity/test_bitsandbytes_folder.py."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from minift.errors import InputError
+from minift.models import folder as full
+from minift.models.families import to_hf
+from minift.models.folder import Wanted, assign, config_json, config_of, match, skeleton, to_store, wanted_tensors, write_tensors
+from minift.models.stored import Stored, read, slices, stored
+from minift.models.transformer import Transformer
+from minift.quant import layout
+from minift.quant.blocks import FourBit
+from minift.quant.linear import QuantizedLinear, wrap
+from minift.quant.model import put, quantizable
+from minift.quant.nested import shrink
+from minift.quant.tensor import Quantized, Scheme, quantize, tensors, with_tensors
+
+PIECE = 2**20
+"""Numbers that are quantized at once."""
+
+
+def read_model(
+    folder: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", quantize: Scheme | None = None
+) -> Transformer:
+    """The model of a checkpoint folder, in eval mode. quantize: the scheme for the linears of a folder with full weights.
+
+    Raises InputError for all that models.folder.read_model refuses, weights that are damaged or quantized already, NaN or infinities to be
+    quantized."""
+    folder = Path(folder)
+    hf = config_json(folder)
+    method = hf.pop("quantization_config", None)
+    if quantize is not None and quantize not in get_args(Scheme):
+        raise InputError(f"no scheme is called {quantize!r}: choose one of {', '.join(get_args(Scheme))}")
+    if method is None and quantize is None:
+        return full.read_model(folder, dtype, device)
+    what = None if method is None else _stated(method, folder)
+    if what is not None and quantize is not None:
+        raise InputError(
+            f"{folder} is in {what.scheme} already: quantizing twice would add the errors. Leave out quantize, or start from the full weights"
+        )
+    config = config_of(hf, folder)
+    model = skeleton(config)
+    wanted, held, packed = wanted_tensors(config, model), stored(folder), {}
+    if what is not None:
+        held, packed = gather(held, wanted, model)
+    chosen = quantizable(model) if quantize is not None else {}
+    for ours, (source, transposed) in match(config, wanted, held, folder).items():
+        path, _, kind = ours.rpartition(".")
+        if source.name in packed:
+            linear = model.get_submodule(path)
+            q = layout.read_quantized(
+                source.name.removesuffix(".weight"), packed[source.name], (linear.out_features, linear.in_features), what, dtype, device
+            )
+        elif kind == "weight" and path in chosen:
+            q = quantized(source, transposed, quantize, dtype, device)
+        else:
+            assign(model, ours, read(source, transposed, dtype, device))
+            continue
+        put(model, path, wrap(q))                                          # its bias follows
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.requires_grad_(False)
+    if config.tie_embeddings:
+        model.head.weight = model.embed.weight
+    return model.eval()
+
+
+def write_model(model: Transformer, folder: str | Path, max_shard_bytes: int = 5 * 10**9, overwrite: bool = False) -> None:
+    """Write any model: with full weights, quantized ones, or both. Raises InputError as models.folder.write_model does, and for a model
+    whose linears are quantized in several ways."""
+    found = {path: module for path, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    if not found:
+        return full.write_model(model, folder, max_shard_bytes, overwrite)
+    tensors = to_store(model, apart={f"{path}.weight" for path in found})
+    names, plan = model.module_names(), skeleton(model.config)
+    for path, module in found.items():
+        linear = plan.get_submodule(path)
+        if module.q.shape != (linear.out_features, linear.in_features):
+            raise InputError(f"{path}.weight is {module.q.shape}, but config wants {(linear.out_features, linear.in_features)}: mend model.config")
+        tensors |= {name: tensor.contiguous().cpu() for name, tensor in layout.to_tensors(names[path], module.q).items()}
+    skip = [names[path] for path, module in model.named_modules() if isinstance(module, nn.Linear) and path not in found]
+    dtype = str(model.embed.weight.dtype).removeprefix("torch.")
+    config = {**to_hf(model.config, dtype), "quantization_config": layout.to_config([module.q for module in found.values()], dtype, skip)}
+    write_tensors(config, tensors, folder, max_shard_bytes, overwrite)
+
+
+def _stated(method: object, folder: Path) -> layout.Stated:
+    try:
+        return layout.stated(method)
+    except InputError as error:
+        raise InputError(f"{folder / 'config.json'}: quantization_config: {error}") from None
+
+
+def gather(held: dict[str, Stored], wanted: dict[str, Wanted], model: Transformer) -> tuple[dict[str, Stored], dict[str, dict[str, Stored]]]:
+    """(what is stored, with one full tensor in the place of each quantized weight's several; name of that weight -> its several tensors, by
+    what follows its module's path). A weight that nobody wants keeps its tensors, so that they are reported as left over."""
+    beside: dict[str, list[str]] = {}                                      # module -> the tensors beside its weight
+    for name in held:
+        if found := layout.BESIDE.fullmatch(name):
+            beside.setdefault(found[1], []).append(name)
+    plain, packed = dict(held), {}
+    for module, names in beside.items():
+        weight = f"{module}.weight"
+        ours = next((ours for ours, want in wanted.items() if want.name == weight or want.name.endswith(f".{weight}")), None)
+        if ours is None or weight not in held:
+            continue
+        if not isinstance(model.get_submodule(ours.rpartition(".")[0]), nn.Linear):
+            raise InputError(f"{held[weight].file}: {weight} is quantized, but it is no linear: minift keeps embeddings and norms full")
+        packed[weight] = {name.removeprefix(f"{module}."): held[name] for name in [weight, *names]}
+        for name in names:
+            del plain[name]
+        plain[weight] = held[weight]._replace(shape=wanted[ours].shape, dtype="F32")
+    return plain, packed
+
+
+def quantized(source: Stored, transposed: bool, scheme: Scheme, dtype: torch.dtype, device: torch.device | str) -> Quantized:
+    """A stored matrix, cast to dtype and quantized, with double quantization. Raises InputError for NaN and infinities."""
+    parts, row = [], 0
+    for piece in pieces(source, transposed, dtype):
+        piece = piece.to(device)
+        if not torch.isfinite(piece).all():
+            n, k = (~torch.isfinite(piece)).nonzero()[0].tolist()
+            raise InputError(
+                f"{source.file}: {source.name} holds {piece[n, k].item()} in {dtype} at row {row + n}, column {k} of (output, input): "
+                "one such number would make its whole block meaningless"
+            )
+        parts.append(quantize(piece, scheme, double_quant=False))
+        row += len(piece)
+    return joined(parts)
+
+
+def pieces(source: Stored, transposed: bool, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Some rows after the other, (rows, K) in dtype; a multiple of 64, so that no block of 64 numbers is cut."""
+    N, K = source.shape[::-1] if transposed else source.shape
+    parts = [(0, read(source, True, dtype, "cpu"))] if transposed else slices(source, multiple=64)
+    for _, rows in parts:
+        for piece in rows.split(max(1, PIECE // (64 * K)) * 64):
+            yield piece.to(dtype)
+
+
+def joined(parts: list[Quantized]) -> Quantized:
+    """One weight of its quantized rows; the scales of 4-bit blocks in 8 bits."""
+    columns = [tensors(part) for part in parts]
+    whole = with_tensors(parts[0], {name: torch.cat([column[name] for column in columns]) for name in columns[0]})
+    whole = dataclasses.replace(whole, shape=(sum(part.shape[0] for part in parts), parts[0].shape[1]))
+    return dataclasses.replace(whole, absmax=shrink(whole.absmax)) if isinstance(whole, FourBit) else whole
