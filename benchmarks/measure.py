@@ -16,16 +16,27 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
+def in_turn(timers: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each timer returns, one per round, after one round that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in timers}
+    for number in range(rounds + 1):
+        for name in list(timers) if number % 2 else list(timers)[::-1]:
+            taken = timers[name]()
+            if number:
+                seconds[name].append(taken)
+    return seconds
+
+
+def wall(call: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def take_turns(systems: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each call: {name: [one per round]}, after one call of each that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in systems}
-    for number in range(rounds + 1):
-        for name in list(systems) if number % 2 else list(systems)[::-1]:
-            start = time.perf_counter()
-            systems[name]()
-            if number:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+    return in_turn({name: lambda call=call: wall(call) for name, call in systems.items()}, rounds)
 
 
 def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, float]:

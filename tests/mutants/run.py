@@ -34,7 +34,7 @@ class Tree:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        for name in ("minift", "kernels", "tests"):
+        for name in ("minift", "kernels", "benchmarks", "tests"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", folder)
         path = os.pathsep.join([str(folder), str(folder / "kernels")])
