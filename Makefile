@@ -4,7 +4,7 @@ BIN = .venv/bin
 # one process per core, each with one thread: the tests are many and small
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
-.PHONY: quickstart test parity notebooks mutants
+.PHONY: quickstart test parity gate notebooks mutants
 quickstart: .venv/installed
 	$(BIN)/minift quickstart
 
@@ -13,6 +13,12 @@ test: .venv/tested
 
 parity: .venv/judged .venv/adapters-library/installed
 	$(PYTEST) tests/parity
+
+# compile the kernels for GPUs that are not here, with the two versions of Triton that torch 2.11 and 2.13 bring
+# make gate RECORD="--json benchmarks/results/kernel_gate.json --markdown docs/kernel_gate.md" keeps what was found
+gate: .venv/tested .venv/triton-3.6/installed
+	PYTHONPATH=.venv/triton-3.6:kernels $(BIN)/python -m minift_kernels.gate $(RECORD)
+	PYTHONPATH=kernels $(BIN)/python -m minift_kernels.gate $(RECORD)
 
 # make mutants PART=2/5 runs every fifth planted bug, beginning with the second
 mutants: .venv/tested
@@ -40,4 +46,9 @@ notebooks: .venv/judged
 .venv/adapters-library/installed: .venv/judged tests/parity/adapters_library.txt
 	rm -rf .venv/adapters-library
 	$(BIN)/python -m pip install -q --no-deps --target .venv/adapters-library -r tests/parity/adapters_library.txt
+	touch $@
+
+.venv/triton-3.6/installed: .venv/tested
+	rm -rf .venv/triton-3.6
+	$(BIN)/python -m pip install -q --no-deps --target .venv/triton-3.6 triton==3.6.0
 	touch $@
