@@ -122,10 +122,12 @@ def providers(kernel: Kernel, arguments: dict[str, Any], compile: bool) -> tuple
         except Exception as error:                                         # whatever others raise: the row says it
             missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
 
+    torch.compiler.reset()                                                 # each case is compiled for its own shapes
     for name, peer in kernel.peers.items():
         add(name, lambda: peer(**own()))
-    if compile:
-        torch.compiler.reset()
+    if COMPILED in kernel.peers:
+        pass                                                               # the kernel knows a better one than its reference
+    elif compile:
         add(COMPILED, lambda: bind(torch.compile(kernel.reference, dynamic=False)))
     else:
         missing[COMPILED] = "left out: no time left to compile"

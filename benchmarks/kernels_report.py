@@ -124,19 +124,16 @@ def draw(result: dict, file: Path) -> None:
     span = sorted([x for _, _, x, _ in dots] + [matmul / copy])
     left, right = span[0] / 3, span[-1] * 3
     axes.plot([left, matmul / copy, right], [left * copy, matmul, matmul], color="#333333", linewidth=1.4)
-    axes.annotate(f"copy {copy / 1e12:.2f} TB/s", (left, left * copy), xytext=(4, 10), textcoords="offset points", fontsize=8)
+    axes.annotate(f"copy {copy / 1e12:.2f} TB/s", (left, left * copy), xytext=(6, -14), textcoords="offset points", fontsize=8)
     axes.annotate(f"bf16 product {matmul / 1e12:.0f} TFLOP/s", (right, matmul), xytext=(-4, 5), textcoords="offset points", ha="right", fontsize=8)
     others = iter(("#6b8e4e", "#8a5a9e", "#b8862b", "#4e8a8e", "#777777"))
     for provider in dict.fromkeys(provider for provider, *_ in dots):
         colour, ours = COLOURS.get(provider) or next(others, "#777777"), provider == OURS
         xs, ys = zip(*((x, y) for of, _, x, y in dots if of == provider))
         axes.scatter(xs, ys, s=44 if ours else 22, color=colour, label=provider, zorder=3 if ours else 2, alpha=0.9)
-    labelled = set()                                                       # once per kernel and intensity: its cases share them
-    for provider, label, x, y in dots:
-        kernel = label.split(",")[0]
-        if provider == OURS and (kernel, round(x, 1)) not in labelled:
-            labelled.add((kernel, round(x, 1)))
-            axes.annotate(kernel, (x, y), xytext=(6, -3), textcoords="offset points", fontsize=8)
+    leftmost = {label.split(",")[0]: (x, y) for provider, label, x, y in sorted(dots, key=lambda dot: -dot[2]) if provider == OURS}
+    for number, (kernel, place) in enumerate(reversed(leftmost.items())):                       # staggered: neighbours stay readable
+        axes.annotate(kernel, place, xytext=(-6, (5, 16, 27)[number % 3]), textcoords="offset points", ha="right", fontsize=8)
     axes.set(xscale="log", yscale="log", xlim=(left, right), xlabel="FLOP per byte", ylabel="FLOP per second")
     axes.set_title(f"{result['gpu']}: what was reached, under what could be")
     axes.grid(alpha=0.25, linewidth=0.6, which="both")

@@ -25,6 +25,7 @@ VERBS = {
     "inspect": "a table of a model's or an adapter's modules, parameters and memory",
     "merge": "fold an adapter into its base model and write a plain checkpoint",
     "combine": "make one LoRA adapter of several",
+    "kernel": "a Triton kernel as a lesson: its maths, its bound on a GPU you name, its machine code",
     "extract-lora": "turn a fully fine-tuned checkpoint into a LoRA adapter for its base",
 }
 

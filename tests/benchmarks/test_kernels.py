@@ -169,6 +169,8 @@ def test_without_ceilings_there_is_no_percentage():
 
 def test_torch_compile_is_one_of_the_providers():
     assert set(measured(toy(), compile=True)["providers"]) == {"minift", "torch eager", "torch.compile"}
+    own = toy(peers={"torch.compile": lambda x: None})                     # a kernel that brings its own keeps it
+    assert measured(own, compile=True)["missing"] == {"torch.compile": "cannot run here"}
 
 
 def unwritten(x):

@@ -1,0 +1,172 @@
+"""`minift kernel NAME`: a kernel as a lesson. Its maths, what bounds it on a GPU of your choice, what the compiler made of it, what was measured.
+
+    minift kernel dequantize --gpu a100 --shape n 4096 block_size 128
+
+Four sources, each said to be missing where it is: the kernel's own first page; its `work`, over the data of minift_kernels/chips.py; the record
+of the compile gate; results that benchmarks/kernels.py stored. No GPU is needed; Triton is, since kernels are written in it.
+Proved in tests/recipes/test_kernel.py."""
+
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+
+from minift.errors import InputError
+from minift.recipes.methods import parse
+from minift.recipes.report import terminal_table
+from minift_kernels.chips import GPU, GPUS, bound
+from minift_kernels.registry import Kernel, kernels
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+"""In a checkout; an installed package has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A kernel as a lesson: its maths, what bounds it, what the compiler made of it, what was measured."""
+
+    name: Annotated[str, tyro.conf.Positional] = ""
+    """One kernel; empty: all, with a line each."""
+    gpu: Literal["h200", "h100", "a100", "mi300x"] = "h200"
+    """The GPU that bounds are for. It need not be here."""
+    shape: dict[str, str] = field(default_factory=dict)
+    """A case of your own, as FIELD VALUE pairs: --shape n 4096 block_size 128. Fields left out are those of the kernel's first case."""
+
+
+def run(config: Config) -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise InputError("the kernels are written in Triton, which is not installed: pip install triton (it has wheels for Linux on x86-64 only)")
+    console, there = Console(), kernels()
+    if not config.name:
+        if config.shape:
+            raise InputError("--shape belongs to one kernel: minift kernel NAME --shape ...")
+        rows = [[name, idea(page(kernel))] for name, kernel in there.items()]
+        console.print(terminal_table("minift kernel NAME", ["kernel", "what it computes"], rows, left=2))
+        return
+    if config.name not in there:
+        near = ", ".join(get_close_matches(config.name, there, n=3, cutoff=0.4))
+        raise InputError(f"there is no kernel {config.name!r}{'; near names: ' + near if near else ''}. There are {', '.join(there)}")
+    kernel, gpu = there[config.name], GPUS[config.gpu]
+    cases = ({"yours": own_case(kernel, config.shape)} if config.shape else {}) | dict(kernel.benches)
+    rows = [bound_row(kernel, gpu, name, case) for name, case in cases.items()]
+    console.print(page(kernel), markup=False, highlight=False, soft_wrap=True)
+    console.print()
+    title = ["case", "MB", "GFLOP", "FLOP/byte", "bytes, us", "FLOPs, us", "at least, us"]
+    console.print(terminal_table(f"What bounds it on one {gpu.name} ({ceilings(gpu)})", title, rows))
+    if config.shape:
+        console.print(f"yours: {shown(cases['yours'])}\n", markup=False, highlight=False)
+    show_gate(console, kernel, gpu)
+    show_measured(console, kernel)
+
+
+def page(kernel: Kernel) -> str:
+    """The docstring of the file that a kernel is written in."""
+    home = next(m for name, m in sys.modules.items() if name.startswith("minift_kernels.") and getattr(m, "KERNEL", None) is kernel)
+    return inspect.getdoc(home) or ""
+
+
+def idea(text: str) -> str:
+    """The first sentence: up to the first empty line."""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def own_case(kernel: Kernel, pairs: Mapping[str, str]) -> dict[str, Any]:
+    """The kernel's first case with these fields changed; a value is read as what stands there."""
+    name, case = next(iter(kernel.benches.items()))
+    case = dict(case)
+    for given, text in pairs.items():
+        key = given.replace("-", "_")
+        if key not in case:
+            raise InputError(f"--shape {given}: {kernel.name} has no such field; it has {shown(case)}")
+        if isinstance(case[key], torch.dtype):
+            case[key] = getattr(torch, text.removeprefix("torch."), None)
+            if not isinstance(case[key], torch.dtype):
+                raise InputError(f"--shape {key} is {text!r}: wanted a dtype, as bfloat16")
+        elif isinstance(case[key], bool | int | float | str):
+            case[key] = parse(text, type(case[key]), f"--shape {key}")
+        else:
+            raise InputError(f"--shape {key}: a {type(case[key]).__name__} cannot be given here; it stays as in the case {name!r}")
+    return case
+
+
+def bound_row(kernel: Kernel, gpu: GPU, name: str, case: Mapping[str, Any]) -> list[str]:
+    try:
+        work = kernel.work(**case)
+        if work.bytes <= 0 or work.flops < 0:
+            raise ValueError(f"it would move {work.bytes:,.0f} bytes")
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise InputError(f"--shape: {kernel.name} cannot have the case {shown(case)}: {error}") from None
+    least = bound(work, gpu)
+    return [name, f"{work.bytes / 1e6:,.4g}", f"{work.flops / 1e9:,.4g}", f"{work.flops / work.bytes:.3g}", us(least.bytes_seconds),
+            us(least.flops_seconds), f"{us(least.seconds)} ({least.by})"]  # fmt: skip
+
+
+def us(seconds: float) -> str:
+    return f"{1e6 * seconds:,.3g}" if seconds < 1e-3 else f"{1e6 * seconds:,.0f}"
+
+
+def shown(case: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {str(value).removeprefix('torch.')}" for key, value in case.items())
+
+
+def ceilings(gpu: GPU) -> str:
+    """What the times are over, and where it comes from."""
+    if gpu.copy is None or gpu.matmul is None:
+        return f"data sheet: {gpu.bandwidth / 1e12:.2f} TB/s, {gpu.bf16 / 1e12:.0f} TFLOP/s in bf16; nothing measured here"
+    return (f"measured on one: {gpu.copy / 1e12:.2f} TB/s in a copy of {gpu.bandwidth / 1e12:.2f} on the data sheet, {gpu.matmul / 1e12:.0f} TFLOP/s "
+            f"in a bf16 product of {gpu.bf16 / 1e12:.0f}")  # fmt: skip
+
+
+def gate_records() -> list[dict[str, Any]] | None:
+    """What the compile gate found; None where it is not stored."""
+    file = RESULTS / "kernel_gate.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def show_gate(console: Console, kernel: Kernel, gpu: GPU) -> None:
+    records = gate_records()
+    rows = [[r["build"], r["triton"], r["warps"], r["registers"], f"{r['shared']:,}", r["spill"] or "none", r["instructions"], *per_weight(r, gpu)]
+            for r in records or [] if r["kernel"] == kernel.name and r["chip"] == gpu.chip]  # fmt: skip
+    if not rows:
+        why = "nothing is stored of it" if records else "no record of the compile gate is stored here"
+        console.print(f"What the compiler makes of it for {gpu.chip}: {why}. A checkout makes one: python -m minift_kernels.gate {kernel.name}\n", markup=False)
+        return
+    title = ["build", "triton", "warps", "registers", f"shared, of {gpu.shared:,}", "spilled", "instructions", "per weight", "us per million weights"]
+    console.print(terminal_table(f"What the compiler makes of it for {gpu.chip}: counts of its machine code, no measured speed", title, rows))
+
+
+def per_weight(record: Mapping[str, Any], gpu: GPU) -> list[str]:
+    """Instructions that one 4-bit weight costs, and the least time in which a million of them can be started."""
+    return [f"{record['slots']:g}", f"{1e12 * record['slots'] / gpu.issue:.3f}"] if "slots" in record else ["", ""]
+
+
+def results() -> Iterator[tuple[str, dict[str, Any]]]:
+    """(GPU, kernel name -> record) of every stored run."""
+    for file in sorted(RESULTS.glob("kernels-*.json")):
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        yield stored["gpu"], stored["kernels"]
+
+
+def show_measured(console: Console, kernel: Kernel) -> None:
+    found = [(gpu, records[kernel.name]) for gpu, records in results() if kernel.name in records]
+    for gpu, record in found:
+        rows = []
+        for case, c in record["cases"].items():
+            for provider, row in c.get("providers", {}).items():
+                faster = f"{row['ours_faster']['median']:.2f}x ({row['ours_faster']['low']:.2f} to {row['ours_faster']['high']:.2f})" if "ours_faster" in row else ""
+                rows.append([case, provider, f"{row['us']['median']:,.1f}", f"{100 * row['roofline']:.0f} %", faster])
+        with_what = f"torch {record['torch']}, triton {record['triton']}, commit {record['commit'] or 'unknown'}, {record['date'][:10]}"
+        console.print(terminal_table(f"Measured on {gpu} ({with_what})", ["case", "who", "us", "of the roofline", "minift's speed"], rows, left=2))
+        for trouble in record["troubles"]:
+            console.print(f"failed there: {trouble}", markup=False, highlight=False)
+    if not found:
+        console.print(f"Measured: nothing is stored. On a GPU, in a checkout: python -m benchmarks.kernels {kernel.name}", markup=False, highlight=False)
