@@ -5,6 +5,7 @@ Norm gains and biases are not decayed: shrinking a gain towards zero is a change
 
 Muon (torch.optim.Muon, Jordan et al. 2024) may take the matrices inside the blocks when training from scratch: it replaces each
 momentum matrix by the nearest orthogonal one, so all directions learn at one speed. Embeddings, norms and the head stay with AdamW.
+AdamW with averages in 8 bits, for a quarter of their memory, is in minift/train/adamw8bit.py.
 Proved in tests/train/test_optim.py."""
 
 import math
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from minift.errors import InputError
+from minift.train.adamw8bit import AdamW8bit
 
 Schedule = Literal["cosine", "linear", "constant"]
 
@@ -47,6 +49,10 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[d
 
 def adamw(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> list[torch.optim.Optimizer]:
     return [torch.optim.AdamW(parameter_groups(model, lr, weight_decay), betas=betas, eps=1e-8, fused=True)]
+
+
+def adamw8bit(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> list[torch.optim.Optimizer]:
+    return [AdamW8bit(parameter_groups(model, lr, weight_decay), betas=betas, eps=1e-8)]
 
 
 def muon(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> list[torch.optim.Optimizer]:
