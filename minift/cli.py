@@ -23,6 +23,7 @@ VERBS = {
     "evaluate": "perplexity, bits per byte, ROUGE-L and exact match on a file",
     "data": "show what the model will see of a data file: tokens, loss mask, lengths",
     "inspect": "a table of a model's or an adapter's modules, parameters and memory",
+    "quantize": "round a model's linears to 4 or 8 bits, and say what it cost",
     "merge": "fold an adapter into its base model and write a plain checkpoint",
     "combine": "make one LoRA adapter of several",
     "kernel": "a Triton kernel as a lesson: its maths, its bound on a GPU you name, its machine code",
