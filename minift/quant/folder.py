@@ -4,13 +4,14 @@
     write_model(model, "new-folder")                         # nf4, fp4, int8: transformers + bitsandbytes load it
     model = read_model("new-folder")                         # and we load theirs
 
-Quantizing goes piece by piece: a slice of at most 32 MB of the file, of which 1 million numbers at a time become codes. So the peak is the
+Quantizing goes piece by piece: a slice of at most 32 MB of the file, of which 2^18 numbers at a time become codes. So the peak is the
 quantized model, one slice and the work on one piece; the full matrix never exists, except for GPT-2's, which lie transposed and are read whole.
 The result is that of quantize_model on the full model, to the bit. What stays full (head, embeddings, norms, biases) is in `dtype`.
 A linear in a folder is quantized if its weight is stored so: config.json tells how, not which. Products are computed in the model's dtype.
 What the tensors are called is in layout.py. Proved in tests/quant/test_folder.py and tests/parity/test_bitsandbytes_folder.py."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -31,7 +32,7 @@ from minift.quant.model import put, quantizable
 from minift.quant.nested import shrink
 from minift.quant.tensor import Quantized, Scheme, quantize, tensors, with_tensors
 
-PIECE = 2**20
+PIECE = 2**18
 """Numbers that are quantized at once."""
 
 
@@ -131,7 +132,10 @@ def gather(held: dict[str, Stored], wanted: dict[str, Wanted], model: Transforme
 
 def quantized(source: Stored, transposed: bool, scheme: Scheme, dtype: torch.dtype, device: torch.device | str) -> Quantized:
     """A stored matrix, cast to dtype and quantized, with double quantization. Raises InputError for NaN and infinities."""
-    parts, row = [], 0
+    N, K = source.shape[::-1] if transposed else source.shape
+    whole: dict[str, Tensor] = {}                                          # filled piece by piece: kept pieces would leave holes in memory
+    filled: dict[str, int] = {}
+    row = 0
     for piece in pieces(source, transposed, dtype):
         piece = piece.to(device)
         if not torch.isfinite(piece).all():
@@ -140,23 +144,23 @@ def quantized(source: Stored, transposed: bool, scheme: Scheme, dtype: torch.dty
                 f"{source.file}: {source.name} holds {piece[n, k].item()} in {dtype} at row {row + n}, column {k} of (output, input): "
                 "one such number would make its whole block meaningless"
             )
-        parts.append(quantize(piece, scheme, double_quant=False))
+        part = quantize(piece, scheme, double_quant=False)
+        for name, values in tensors(part).items():
+            if name not in whole:                                          # all but the last piece are as long as the first
+                whole[name] = values.new_empty(math.ceil(len(values) * N / len(piece)), *values.shape[1:])
+            start = filled.get(name, 0)
+            whole[name][start : start + len(values)] = values
+            filled[name] = start + len(values)
         row += len(piece)
-    return joined(parts)
+    q = dataclasses.replace(with_tensors(part, whole), shape=(N, K))
+    return dataclasses.replace(q, absmax=shrink(q.absmax)) if isinstance(q, FourBit) else q
 
 
 def pieces(source: Stored, transposed: bool, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Some rows after the other, (rows, K) in dtype; a multiple of 64, so that no block of 64 numbers is cut."""
-    N, K = source.shape[::-1] if transposed else source.shape
-    parts = [(0, read(source, True, dtype, "cpu"))] if transposed else slices(source, multiple=64)
+    """Some rows after the other, (rows, K) in dtype; so many that no block of 64 numbers is cut."""
+    K = source.shape[0 if transposed else 1]
+    even = 64 // math.gcd(64, K)                                           # as many rows hold whole blocks
+    parts = [(0, read(source, True, dtype, "cpu"))] if transposed else slices(source, multiple=even)
     for _, rows in parts:
-        for piece in rows.split(max(1, PIECE // (64 * K)) * 64):
+        for piece in rows.split(max(1, PIECE // (even * K)) * even):
             yield piece.to(dtype)
-
-
-def joined(parts: list[Quantized]) -> Quantized:
-    """One weight of its quantized rows; the scales of 4-bit blocks in 8 bits."""
-    columns = [tensors(part) for part in parts]
-    whole = with_tensors(parts[0], {name: torch.cat([column[name] for column in columns]) for name in columns[0]})
-    whole = dataclasses.replace(whole, shape=(sum(part.shape[0] for part in parts), parts[0].shape[1]))
-    return dataclasses.replace(whole, absmax=shrink(whole.absmax)) if isinstance(whole, FourBit) else whole
