@@ -13,8 +13,8 @@ from benchmarks import gpu_clock, kernels_cpu, kernels_report
 from benchmarks import kernels as command
 from benchmarks.gpu_clock import MB, GpuClock, flush_bytes, per_call
 from benchmarks.intervals import faster, quantile, spread
-from benchmarks.kernel_case import accuracy, measure_case, measure_kernel
-from minift_kernels.registry import Kernel, Work
+from benchmarks.kernel_case import accuracy, measure_case, measure_kernel, tensors
+from minift_kernels.registry import Kernel, Work, kernels
 
 # ---------------------------------------------------------------------------------------------------------------- statistics
 
@@ -218,6 +218,18 @@ def test_a_peer_that_fails_is_named_with_its_reason():
     record = measured(toy(peers={"bitsandbytes": broken, "other": fails_when_called}))
     assert record["missing"]["bitsandbytes"] == "ImportError: no module named bitsandbytes"
     assert record["missing"]["other"] == "ZeroDivisionError: division by zero" and set(record["providers"]) == {"minift", "torch eager"}
+
+
+@pytest.mark.parametrize("name", kernels())
+def test_every_kernel_of_the_registry_goes_through(name):
+    """In Triton's interpreter, on its smallest case that is not bfloat16 there: right, timed, and each peer runs or says why not."""
+    kernel = kernels()[name]
+    served = lambda case: torch.bfloat16 not in {t.dtype for t in tensors(list(kernel.make(device="cpu", seed=0, **case).values()))}
+    case = min((c for c in kernel.tests.values() if served(c)), key=lambda case: kernel.work(**case).bytes)
+    record = measure_case(kernel, case, FalseClock(), 20, {"copy": 4e12, "matmul": 8e14}, compile=True)
+    assert not record["accuracy"]["failure"], record["accuracy"]
+    assert {"minift", "torch eager"} <= set(record["providers"]) and set(kernel.peers) <= {*record["providers"], *record["missing"]}
+    assert json.loads(json.dumps(record)) == record
 
 
 def test_cases_are_said_one_by_one_and_those_without_time_are_left_out():
