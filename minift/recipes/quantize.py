@@ -50,8 +50,8 @@ class Config:
     """How numbers are rounded: rtn, to the nearest; gptq and awq, for int4 only, with a look at what the layers read."""
     block_size: int | None = None
     """Numbers that share a scale: 64 for nf4 and fp4, 128 for int4 if none is given; int8 has rows."""
-    double_quant: bool = True
-    """nf4 and fp4: the scales in 8 bits too; without, in float32, 4.5 bits per weight instead of 4.127."""
+    full_scales: bool = False
+    """nf4 and fp4: keep the scales in float32, 4.5 bits per weight; else they are in 8 bits too ("double quantization"), 4.127."""
     data: tuple[str, ...] = ()
     """Text, JSONL, JSON or CSV files or globs to measure and calibrate on; none: the Python documentation on this machine."""
     context: int = 512
@@ -124,8 +124,8 @@ def refuse_without_effect(config: Config) -> None:
     """Raises InputError for an option that the others leave nothing to do, and for a block size the scheme cannot have."""
     if config.method != "rtn" and config.to != "int4":
         raise InputError(f"--method {config.method} chooses whole numbers on int4's grids, and --to is {config.to}: pass --to int4, or leave the method out")
-    if not config.double_quant and config.to not in ("nf4", "fp4"):
-        raise InputError(f"--no-double-quant keeps the scales of nf4 and fp4 in float32; {config.to} has other scales: leave it out")
+    if config.full_scales and config.to not in ("nf4", "fp4"):
+        raise InputError(f"--full-scales keeps the scales of nf4 and fp4 in float32; {config.to} has other scales: leave it out")
     if config.calibration is not None and config.method == "rtn":
         raise InputError("--calibration counts the texts that gptq and awq look at; rounding to nearest looks at none: leave it out")
     if config.overwrite and config.out is None:
@@ -133,7 +133,7 @@ def refuse_without_effect(config: Config) -> None:
     for name in ("windows", "calibration"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise InputError(f"--{name} is {getattr(config, name)}: wanted 1 or more")
-    quantize(torch.zeros(1, 1), config.to, config.block_size, config.double_quant)
+    quantize(torch.zeros(1, 1), config.to, config.block_size, not config.full_scales)
 
 
 def texts(config: Config) -> tuple[Sequence[str], Sequence[str]]:
@@ -147,7 +147,7 @@ def round_model(model: Transformer, config: Config, calibration: Sequence[Exampl
     """Quantize in place; path -> error. To be compared, full weights stay until all are rounded."""
     if config.method == "rtn":
         full = {path: linear.weight.detach() for path, linear in to_quantize(model).items()}
-        quantize_model(model, config.to, config.block_size, config.double_quant)
+        quantize_model(model, config.to, config.block_size, not config.full_scales)
         return {path: error(weight, model.get_submodule(path).q) for path, weight in full.items()}
     ids = torch.tensor([example.ids for example in calibration], device=config.device)               # (windows, T)
     rounding = {"gptq": gptq, "awq": awq}[config.method].quantize_model

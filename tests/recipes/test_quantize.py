@@ -75,7 +75,7 @@ def test_calibrated_methods_see_the_other_half_of_the_texts_and_are_measured_on_
 
 def test_bytes_and_bits_are_those_of_the_model(small_model, texts, tmp_path):
     options = dict(model=str(small_model), data=(str(texts),), **SMALL)
-    result = run(Config(to="nf4", out=tmp_path / "out", double_quant=False, block_size=32, **options), quiet=True)
+    result = run(Config(to="nf4", out=tmp_path / "out", full_scales=True, block_size=32, **options), quiet=True)
     full, _ = load(small_model)
     numbers = sum(linear.weight.numel() for linear in quantizable(full).values())
     linears, whole = result.sizes["the linears"], result.sizes["the whole model"]
@@ -123,7 +123,7 @@ def test_without_data_the_documentation_is_measured_and_the_training_modules_cal
     (("--to", "int8", "--block-size", 64), "int8 has one scale per row: leave it out"),
     (("--to", "nf4", "--block-size", 63), "block_size is 63: nf4 takes one of 32, 64"),
     (("--to", "int4", "--method", "awq", "--block-size", 4), "at least 8"),
-    (("--to", "int4", "--no-double-quant"), "--no-double-quant keeps the scales of nf4 and fp4 in float32; int4 has other scales"),
+    (("--to", "int4", "--full-scales"), "--full-scales keeps the scales of nf4 and fp4 in float32; int4 has other scales"),
     (("--to", "int4", "--calibration", 9), "rounding to nearest looks at none: leave it out"),
     (("--to", "int4", "--method", "gptq", "--calibration", 0), "--calibration is 0: wanted 1 or more"),
     (("--to", "nf4", "--windows", 0), "--windows is 0: wanted 1 or more"),
