@@ -161,8 +161,8 @@ def test_every_linear_of_a_model_is_in_int4_and_the_model_is_nearer_to_what_it_w
 
 
 def test_what_the_walk_says_of_a_layer_is_so(batches):
-    """By hand for blocks.1.mlp.down: its inputs are what it reads in a model whose first block is rounded."""
-    model = lively()
+    """By hand for blocks.1.mlp.down: its inputs are what it reads in a model whose first block is rounded. Each block has its own mask."""
+    model = lively(windows=(2, None, 5))
     half, found = copy.deepcopy(model), copy.deepcopy(model)
     errors = method.quantize_model(found, batches, 16)
     half.blocks[0] = found.blocks[0]
