@@ -20,12 +20,15 @@ import torch
 import tyro
 from rich.console import Console
 
+import minift_kernels
 from minift.errors import InputError
 from minift.recipes.methods import parse
 from minift.recipes.report import terminal_table
 from minift_kernels.chips import GPU, GPUS, bound
 from minift_kernels.registry import Kernel, kernels
 
+GATE = Path(minift_kernels.__file__).with_name("gate.json")
+"""What the compile gate found: benchmarks/results/kernel_gate.json, which travels with the package."""
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 """In a checkout; an installed package has none."""
 
@@ -126,16 +129,10 @@ def ceilings(gpu: GPU) -> str:
             f"in a bf16 product of {gpu.bf16 / 1e12:.0f}")  # fmt: skip
 
 
-def gate_records() -> list[dict[str, Any]] | None:
-    """What the compile gate found; None where it is not stored."""
-    file = RESULTS / "kernel_gate.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-
-
 def show_gate(console: Console, kernel: Kernel, gpu: GPU) -> None:
-    records = gate_records()
+    records = json.loads(GATE.read_text(encoding="utf-8")) if GATE.exists() else []
     rows = [[r["build"], r["triton"], r["warps"], r["registers"], f"{r['shared']:,}", r["spill"] or "none", r["instructions"], *per_weight(r, gpu)]
-            for r in records or [] if r["kernel"] == kernel.name and r["chip"] == gpu.chip]  # fmt: skip
+            for r in records if r["kernel"] == kernel.name and r["chip"] == gpu.chip]  # fmt: skip
     if not rows:
         why = "nothing is stored of it" if records else "no record of the compile gate is stored here"
         console.print(f"What the compiler makes of it for {gpu.chip}: {why}. A checkout makes one: python -m minift_kernels.gate {kernel.name}\n", markup=False)

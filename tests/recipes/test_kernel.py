@@ -2,19 +2,24 @@
 
 import importlib.util
 import json
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from minift.recipes import kernel as recipe
 from minift_kernels.registry import kernels
 
+ROOT = Path(__file__).parents[2]
+PACKAGED = recipe.GATE
 SHEET = "--gpu", "h100"
 
 
 @pytest.fixture(autouse=True)
 def nothing_stored(monkeypatch, tmp_path):
-    """No gate record and no results, as in an installed package."""
+    """No gate record and no results."""
     monkeypatch.setattr(recipe, "RESULTS", tmp_path)
+    monkeypatch.setattr(recipe, "GATE", tmp_path / "gate.json")
     return tmp_path
 
 
@@ -99,12 +104,18 @@ GATE = {"kernel": "dequantize", "build": "made up", "chip": "sm90", "triton": "3
 
 def test_the_gates_record_is_shown_for_the_chip_asked_for_only(minift, nothing_stored):
     records = [GATE, {**GATE, "chip": "sm80", "registers": 99}, {**GATE, "kernel": "gemm", "registers": 77}]
-    (nothing_stored / "kernel_gate.json").write_text(json.dumps(records))
+    (nothing_stored / "gate.json").write_text(json.dumps(records))
     said = minift("kernel", "dequantize", "--gpu", "h200")[1]
     # 8 instructions a weight over 132 * 128 * 1.755e9 a second: 0.27 us for a million
     assert row(said, "made up") == ["3.6.0", "4", "48", "2,048", "none", "276", "8", "0.270"] and said.count("made up") == 1
     assert row(minift("kernel", "dequantize", "--gpu", "a100")[1], "made up")[2] == "99"
     assert "for gfx942: nothing is stored of it" in minift("kernel", "dequantize", "--gpu", "mi300x")[1]
+
+
+def test_the_record_travels_with_the_package_and_is_the_one_that_make_gate_writes():
+    assert PACKAGED.read_text() == (ROOT / "benchmarks" / "results" / "kernel_gate.json").read_text()
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert declared["minift_kernels"] == [PACKAGED.name]
 
 
 def test_measured_results_are_shown_with_what_they_were_measured_on(minift, nothing_stored):
