@@ -384,11 +384,12 @@ print(peak() - before - size)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc, which is Linux's")
 def test_quantizing_while_reading_peaks_at_the_quantized_model_a_slice_and_a_piece(tmp_path):
-    """The largest matrices have 34 MB, read in slices of 4 MB. The work on a piece, 2^18 numbers, takes at most 64 bytes each: 17 MB.
-    One of the matrices whole, or the model, would be more than both. benchmarks/quant_load.py measures a checkpoint of 1 GB."""
+    """The largest matrices have 34 MB, read in slices of 4 MB. The work on a piece, 2^18 numbers, takes at most 64 bytes each: 17 MB. With tiny
+    slices and pieces 8 to 11 MB were measured: the skeleton, and what torch allocates at first use. One of the matrices whole would be 34 MB
+    more than the last two. benchmarks/quant_load.py measures a checkpoint of 1 GB."""
     config = ModelConfig(**{**CONFIGS["gpt_neox"].__dict__, "hidden_size": 1024, "head_dim": 16, "heads": 64, "kv_heads": 64, "mlp_size": 8192, "layers": 1})
     plan = full.wanted_tensors(config, full.skeleton(config))
     full.write_tensors(full.to_hf(config), {w.name: torch.full(w.shape, 0.01) for w in plan.values()}, tmp_path / "m")
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "m")]
     over = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert over < 4 * 2**20 + 64 * 2**18
+    assert over < 4 * 2**20 + 64 * 2**18 + 11e6
