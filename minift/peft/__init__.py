@@ -20,6 +20,7 @@
     lora.py      LoRA, rsLoRA and LoRA+, on linears and embeddings
     dora.py      DoRA: the length of each row of a weight apart from its direction
     pissa.py     PiSSA: LoRA that starts from a weight's largest singular vectors
+    loftq.py     LoftQ: LoRA that starts from what rounding the weight lost
     adalora.py   AdaLoRA: training decides which modules keep how much rank
     vera.py      VeRA: two vectors per module around shared random matrices
     ia3.py       IA3: a factor per key, value and inner feed-forward number
@@ -40,6 +41,7 @@ from minift.peft.files import load, save
 from minift.peft.fusion import AdapterFusion
 from minift.peft.ia3 import IA3
 from minift.peft.layernorm import LayerNormTuning
+from minift.peft.loftq import LoftQ
 from minift.peft.lora import LoRA
 from minift.peft.own import Full, Head, LastLayers
 from minift.peft.pissa import PiSSA
@@ -66,6 +68,7 @@ __all__ = [
     "LastLayers",
     "LayerNormTuning",
     "LoRA",
+    "LoftQ",
     "LoReFT",
     "NewTokens",
     "PTuning",

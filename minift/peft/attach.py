@@ -39,6 +39,7 @@ from minift.peft.wrapper import Adapted, base_at, swap
 
 def attach(model: nn.Module, method: Method, name: str = "default") -> None:
     """Freeze the model and give it the small modules of `method`, as the set `name`, active and trainable."""
+    _free(model, name)
     small = method.build(model)
     if hasattr(method, "check"):
         method.check(model, small)
@@ -47,15 +48,8 @@ def attach(model: nn.Module, method: Method, name: str = "default") -> None:
 
 def put_in(model: nn.Module, method: Method, small: dict[str, nn.Module], name: str) -> None:
     """Insert ready-made small modules ({path: module}); nothing is changed if anything is refused."""
+    _free(model, name)
     state = model.__dict__.get("_peft")
-    if not re.fullmatch(r"[\w-]+", name) or hasattr(nn.ModuleDict(), name):
-        raise InputError(f"{name!r} cannot name a set of adapters: use letters, digits, _ and -, and no word of PyTorch's own (train, half)")
-    if state is not None and name in state.sets:
-        raise InputError(f"this model already has a set named {name!r}: peft.remove it, or choose another name")
-    if state is not None and state.merged:
-        raise InputError(f"the set {state.merged!r} is merged into the weights: peft.unmerge, or peft.remove it to keep the merged weights")
-    if state is not None:
-        _need_base(state, f"attaching {name!r}")
     if state is None:
         trained = {n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
         state = model._peft = State({}, {}, trained)
@@ -178,6 +172,20 @@ def _point(state: State) -> None:
     for wrapper in state.wrappers.values():
         wrapper.rows = rows if rows is not None and any(name in wrapper.adapters for name in rows) else None
         wrapper.active = state.active if state.active in wrapper.adapters and rows is None and not state.disabled else None
+
+
+def _free(model: nn.Module, name: str) -> None:
+    """Refuse a set that cannot be put in, before it is made."""
+    state = model.__dict__.get("_peft")
+    if not re.fullmatch(r"[\w-]+", name) or hasattr(nn.ModuleDict(), name):
+        raise InputError(f"{name!r} cannot name a set of adapters: use letters, digits, _ and -, and no word of PyTorch's own (train, half)")
+    if state is None:
+        return
+    if name in state.sets:
+        raise InputError(f"this model already has a set named {name!r}: peft.remove it, or choose another name")
+    if state.merged:
+        raise InputError(f"the set {state.merged!r} is merged into the weights: peft.unmerge, or peft.remove it to keep the merged weights")
+    _need_base(state, f"attaching {name!r}")
 
 
 def _need_base(state: State, wanted: str) -> None:

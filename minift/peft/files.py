@@ -29,6 +29,7 @@ from minift.peft.bitfit import BitFit
 from minift.peft.dora import DoRA
 from minift.peft.ia3 import IA3
 from minift.peft.layernorm import LayerNormTuning
+from minift.peft.loftq import LoftQ
 from minift.peft.lora import LoRA
 from minift.peft.own import Full, Head, LastLayers
 from minift.peft.pissa import PiSSA
@@ -218,11 +219,13 @@ def _read_config(folder: Path) -> dict:
 
 
 def _config(kind: str, fields: dict) -> type[Method]:
-    """Three methods go by the name LORA in peft's files."""
+    """Four methods go by the name LORA in peft's files."""
     if kind == "LORA" and fields.get("use_dora"):
         return DoRA
     if kind == "LORA" and str(fields.get("init_lora_weights")).startswith("pissa"):
         return PiSSA
+    if kind == "LORA" and fields.get("init_lora_weights") == "loftq":
+        return LoftQ
     return METHODS[kind]
 
 

@@ -105,9 +105,6 @@ class LoRA:
     def from_file(cls, fields: dict) -> "LoRA":
         """From the fields of an adapter_config.json; takes out (pops) those it understands, so that the caller can refuse the rest."""
         start = fields.pop("init_lora_weights", True)
-        if start == "loftq":
-            raise InputError("init_lora_weights is 'loftq': A and B make up for the error of a base rounded to 4 bits, and minift has no 4-bit"
-                             " weights yet")    # fmt: skip
         if start not in (True, False, None, "gaussian", "eva", "orthogonal"):
             raise InputError(f"init_lora_weights is {start!r}: that start changes the base too. Convert the adapter to plain LoRA first")
         fields.pop("fan_in_fan_out", None)                  # how the base is stored; A and B are the same either way

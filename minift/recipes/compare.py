@@ -31,6 +31,7 @@ from minift.errors import InputError
 from minift.evaluate.forgetting import text_windows
 from minift.evaluate.perplexity import perplexity
 from minift.files import write_text
+from minift.quant import Scheme
 from minift.recipes.compare_findings import report
 from minift.recipes.compare_plots import draw_costs, draw_quality
 from minift.recipes.compare_table import csv_table, markdown, short_table
@@ -70,6 +71,8 @@ class Config:
     """Tokens of a step."""
     model: str = "base"
     """The bundled model, or a Hugging Face checkpoint folder."""
+    quantize: Scheme | None = None
+    """Keep the frozen linears in 4 or 8 bits (nf4, fp4, int8, int4); full and last, which train them, are then left out."""
     data: tuple[str, ...] = ()
     """Your own questions and answers, in a format `minift sft` reads; none: signatures and summary lines of `packages`."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -130,7 +133,7 @@ class Result:
 def run(config: Config, quiet: bool = False) -> Result:
     console, began = Console(quiet=quiet), time.perf_counter()
     say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
-    config, names = with_quick(config), tuple(dict.fromkeys(config.methods)) or by_default()
+    config, names = with_quick(config), tuple(dict.fromkeys(config.methods)) or by_default(config.quantize)
     file = config.out / "task.json"
     task = Task.read(file) if config.resume and file.exists() else prepare(config, say)
     folder = open_run(config.out, "compare", config, config.overwrite, config.resume)
@@ -163,9 +166,10 @@ def with_quick(config: Config) -> Config:
     return replace(config, **left_alone) if config.quick else config
 
 
-def by_default() -> tuple[str, ...]:
-    """The methods that need no option of their own, such as which tokens are new."""
-    return tuple(name for name, entry in METHODS.items() if ... not in entry.fields().values())
+def by_default(quantize: Scheme | None = None) -> tuple[str, ...]:
+    """The methods that need no option of their own, such as which tokens are new; on a quantized base those that leave its linears alone."""
+    trains_codes = ("full", "last") if quantize else ()
+    return tuple(name for name, entry in METHODS.items() if ... not in entry.fields().values() and name not in trains_codes)
 
 
 def prepare(config: Config, say: Callable[[str], None]) -> Task:
@@ -183,7 +187,7 @@ def prepare(config: Config, say: Callable[[str], None]) -> Task:
     if missing:
         raise InputError(f"--text {missing[0]}: no such file")
     texts = [Path(name).read_text(encoding="utf-8") for name in config.text] or documents("test", config.packages)
-    model, tokenizer = folders.load(config.model)
+    model, tokenizer = folders.load(config.model, quantize=config.quantize)
     train, valid, judged = spread(train, config.train), spread(valid, config.valid), spread(judged, config.judged)
     use_template(tokenizer, [*train, *valid, *judged], None)
     sides: list[list[Row]] = []
@@ -197,6 +201,7 @@ def prepare(config: Config, say: Callable[[str], None]) -> Task:
     text = perplexity(model, windows)
     return Task(
         model=str(config.model),
+        quantize=config.quantize,
         precision=fastest() if config.precision == "auto" else config.precision,
         steps=config.steps,
         batch_tokens=config.batch_tokens,
@@ -238,5 +243,5 @@ def write_all(folder: Path, task: Task, rows: dict[str, Measured | str], config:
     if good:
         draw_quality(folder / "quality.png", task, good)
         draw_costs(folder / "costs.png", task, good)
-    left_out = [name for name in METHODS if name not in by_default()] if not config.methods else []
+    left_out = [name for name in METHODS if name not in by_default(config.quantize)] if not config.methods else []
     write_text(folder / "report.md", report(task, rows, left_out, seconds))

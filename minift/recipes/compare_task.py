@@ -47,6 +47,8 @@ class Task:
     window_targets: int
     before: Quality
     """The base model."""
+    quantize: str | None = None
+    """What its linears are in."""
 
     def write(self, file: Path) -> None:
         write_text(file, json.dumps(asdict(self)) + "\n")

@@ -17,10 +17,14 @@ from rich.table import Table
 from minift import folder as folders
 from minift.errors import InputError
 from minift.files import recover
+from minift.models.folder import config_json, config_of, skeleton, wanted_tensors
 from minift.models.stored import FLOATS, stored
 from minift.peft import files as adapters
 from minift.peft.adapter_folders import config_path
 from minift.peft.changes import changes, changes_on
+from minift.quant import Scheme
+from minift.quant.folder import gather
+from minift.quant.layout import stated
 from minift.recipes.loading import put_on
 from minift.recipes.report import terminal_table
 
@@ -33,6 +37,8 @@ class Config:
     """A model folder, an adapter folder, or the bundled "base"."""
     model: str | None = None
     """The base model of an adapter: measures the change of each weight, which the file alone does not tell for every method."""
+    quantize: Scheme | None = None
+    """With --model: its linears in 4 or 8 bits, as the adapter was trained on."""
 
 
 def run(config: Config) -> None:
@@ -40,18 +46,24 @@ def run(config: Config) -> None:
     is_adapter = config_path(path).exists()
     if config.model is not None and not is_adapter:
         raise InputError(f"--model names the base of an adapter, and {path} is none: leave it out")
-    Console().print(adapter_table(path, config.model) if is_adapter else model_table(folders.locate(config.folder)))
+    if config.quantize is not None and config.model is None:
+        raise InputError("--quantize says how --model is loaded: give both")
+    Console().print(adapter_table(path, config.model, config.quantize) if is_adapter else model_table(folders.locate(config.folder)))
 
 
 def model_table(folder: Path) -> Table:
-    """One line per kind of tensor: repeated blocks are one line."""
+    """One line per kind of tensor: repeated blocks are one line, and so is a quantized weight with its scales."""
     kinds: dict[tuple[str, tuple[int, ...], str], int] = {}
-    total = size = 0
-    for name, tensor in stored(folder).items():
-        key = (".".join("N" if part.isdigit() else part for part in name.split(".")), tensor.shape, tensor.dtype)
+    held, hf, packed, total = stored(folder), config_json(folder), {}, 0
+    size = sum(prod(tensor.shape) * FLOATS.get(tensor.dtype, 1) for tensor in held.values())
+    if method := hf.pop("quantization_config", None):
+        plan = skeleton(config := config_of(hf, folder))
+        held, packed = gather(held, wanted_tensors(config, plan), plan)
+    for name, tensor in held.items():
+        dtype = stated(method).scheme if name in packed else tensor.dtype
+        key = (".".join("N" if part.isdigit() else part for part in name.split(".")), tensor.shape, dtype)
         kinds[key] = kinds.get(key, 0) + 1
         total += prod(tensor.shape)
-        size += prod(tensor.shape) * FLOATS.get(tensor.dtype, 1)
     rows = []
     for (name, shape, dtype), times in kinds.items():
         numbers = times * prod(shape)
@@ -60,12 +72,12 @@ def model_table(folder: Path) -> Table:
     return terminal_table(str(folder), ["tensor", "times", "shape", "stored as", "parameters", "share"], rows)
 
 
-def adapter_table(folder: Path, base: str | None = None) -> Table:
+def adapter_table(folder: Path, base: str | None = None, quantize: Scheme | None = None) -> Table:
     method, tensors = adapters.read(folder)
     if base is None:
         found = changes(method, tensors)
     else:
-        model, _ = folders.load(base)
+        model, _ = folders.load(base, quantize=quantize)
         put_on(model, folder)
         try:
             found = changes_on(model)

@@ -15,6 +15,7 @@ from minift.data.sources import Row
 from minift.errors import InputError
 from minift.files import recover
 from minift.models.transformer import Transformer
+from minift.quant import Scheme
 from minift.tokenizer import Tokenizer
 
 
@@ -28,9 +29,11 @@ class ModelChoice:
     """Where it runs: cpu, or a GPU such as cuda."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the loaded weights."""
+    quantize: Scheme | None = None
+    """Keep the linears in 4 or 8 bits: nf4, fp4, int8 or int4; what a QLoRA adapter was trained on."""
 
     def load(self) -> tuple[Transformer, Tokenizer]:
-        model, tokenizer = folders.load(self.model, getattr(torch, self.dtype), self.device)
+        model, tokenizer = folders.load(self.model, getattr(torch, self.dtype), self.device, self.quantize)
         if self.adapter is not None:
             put_on(model, recover(self.adapter))
             template = self.adapter / "chat_template.jinja"

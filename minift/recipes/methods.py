@@ -59,6 +59,7 @@ METHODS = {
     "lora+": Entry(peft.LoRA, "LoRA whose B learns 16 times as fast", 2e-4, "Hayou et al. 2024, arXiv:2402.12354", dict(lr_ratio=16.0)),
     "dora": Entry(peft.DoRA, "LoRA on the direction of each row, and the row's length", 5e-4, "Liu et al. 2024, arXiv:2402.09353"),
     "pissa": Entry(peft.PiSSA, "LoRA that starts from the weight's largest singular vectors", 5e-4, "Meng et al. 2024, arXiv:2404.02948"),
+    "loftq": Entry(peft.LoftQ, "LoRA that starts from what rounding the base to 4 bits lost", 5e-4, "Li et al. 2023, arXiv:2310.08659"),
     "adalora": Entry(peft.AdaLoRA, "a change P Lambda Q whose ranks are shared out while training", 2e-3, "Zhang et al. 2023, arXiv:2303.10512"),
     "vera": Entry(peft.VeRA, "scales between random matrices that all linears share", 1e-2, "Kopiczko et al. 2023, arXiv:2310.11454"),
     "ia3": Entry(peft.IA3, "scales on keys, values and the MLP's inner numbers", 1e-2, "Liu et al. 2022, arXiv:2205.05638"),

@@ -20,7 +20,7 @@ from minift.files import write_text
 from minift.recipes.docstrings import Scores, as_row, scores, signature, spread
 from minift.recipes.methods import METHODS
 from minift.recipes.report import draw_loss, markdown_table, terminal_table
-from minift.recipes.sft import MethodConfig, as_base, choose_parameters, evaluate, refuse_too_long, tune, write_result
+from minift.recipes.sft import MethodConfig, as_base, choose_parameters, evaluate, loaded_in, refuse_too_long, tune, write_result
 from minift.train.run import open_run, verb_of
 
 
@@ -72,7 +72,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     console.print("Reading the signatures and docstrings of the packages on this machine ...")
     train, valid, test = (pairs(split, config.packages) for split in ("train", "valid", "test"))
     judged = spread(test, config.judged)
-    model, tokenizer = folders.load(config.model)
+    model, tokenizer = folders.load(config.model, quantize=loaded_in(config))
     train_set, valid_set, test_set = (build([as_row(pair) for pair in side], tokenizer, max_length=256)[0] for side in (train, valid, judged))
     choose_parameters(model, config, tokenizer)
     refuse_too_long([*train_set, *valid_set, *test_set], model)

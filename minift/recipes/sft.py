@@ -4,7 +4,8 @@
 
 Which numbers train is chosen with --method (recipes/methods.py; `minift methods` lists them): small matrices beside every linear
 (lora, the default), virtual tokens, biases, adapters ..., whose result is an adapter of a few per cent of the model's size; or the
-model's own weights (full, last, head), whose result is a new checkpoint.
+model's own weights (full, last, head), whose result is a new checkpoint. With --quantize nf4 the frozen linears are kept in 4 bits
+while an adapter trains (QLoRA, Dettmers et al. 2023, arXiv:2305.14314); whoever uses the adapter gives --quantize too.
 Rows come from files of any known format (minift/data/sources.py). Some are held out by a hash of their question, and the loss on
 them is measured before, during and after.
 Batches hold examples of similar length (--batching bucketed) or several examples to a row (packed); docs/batching.md has the
@@ -35,8 +36,10 @@ from minift.losses.fused import next_token_from_hidden
 from minift.losses.sft import next_token
 from minift.models.linear import fast_products
 from minift.models.transformer import Transformer
+from minift.peft.attach import state_of
 from minift.peft.training import after_step, penalty, settled
 from minift.peft.wrapper import plain_weight
+from minift.quant import Scheme
 from minift.recipes.loading import MIXED, load_sets, use_template
 from minift.recipes.methods import FLAGS, METHODS, method_config
 from minift.recipes.report import draw_loss, markdown_table
@@ -44,6 +47,7 @@ from minift.tokenizer import Tokenizer
 from minift.train.loop import LoopConfig, Outcome, fit
 from minift.train.precision import autocast
 from minift.train.run import open_run
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig(LoopConfig):
@@ -70,6 +74,8 @@ class MethodConfig(LoopConfig):
     """bucketed: similar lengths together, padded; packed: several examples per row, kept apart by the attention mask."""
     batch_tokens: int = 4096
     """Tokens of a micro-batch, pads included."""
+    quantize: Scheme | None = None
+    """Keep the frozen linears in 4 or 8 bits while an adapter trains (QLoRA): nf4, fp4, int8 or int4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +138,7 @@ def run(config: Config, quiet: bool = False) -> Result:
         train_rows, valid_rows = rows, read(config.eval_data, columns=config.columns)
     else:
         train_rows, valid_rows = split_rows(rows, fraction=config.held_out, seed=0)
-    model, tokenizer = folders.load(config.model, getattr(torch, config.dtype), config.device)
+    model, tokenizer = folders.load(config.model, getattr(torch, config.dtype), config.device, loaded_in(config))
     use_template(tokenizer, [*train_rows, *valid_rows], config.template)
     making = dict(learn=config.learn, max_length=config.max_length)
     train_set, report = build(train_rows, tokenizer, **making)
@@ -185,11 +191,20 @@ def choose_parameters(model: Transformer, config: MethodConfig, tokenizer: Token
     chosen = {name: v for name, v in given.items() if v not in (None, ()) and (FLAGS[name] in known or v != defaults[name])}
     torch.manual_seed(config.seed)
     options = dict(config.options)
+    if config.method == "loftq" and config.quantize:
+        if "scheme" in options:
+            raise InputError("--options scheme and --quantize both say what LoftQ rounds to: leave one out")
+        options["scheme"] = config.quantize
     if config.method == "fusion":
         if "adapters" not in options:
             raise InputError("--method fusion needs --options adapters DIR,DIR: the folders of the bottleneck adapters to mix")
         options["names"] = ",".join(load_sets(model, [Path(folder.strip()) for folder in options.pop("adapters").split(",")]))
     peft.attach(model, method_config(config.method, chosen, options, tokenizer))
+
+
+def loaded_in(config: MethodConfig) -> Scheme | None:
+    """What the base is loaded in; LoftQ needs the full weights and rounds them itself."""
+    return None if config.method == "loftq" else config.quantize
 
 
 def with_rate(config: MethodConfig) -> MethodConfig:
@@ -250,8 +265,10 @@ def evaluate(model: Transformer, examples: Sequence[Example], config: MethodConf
 
 
 def write_result(model: Transformer, tokenizer: Tokenizer, config: MethodConfig, folder: Path, base: str) -> Path:
-    """The adapter, or the whole model, in Hugging Face's layout."""
+    """The adapter, or the whole model, in Hugging Face's layout. LoftQ's base, where it is not the plainly rounded one, goes with its adapter."""
     if not METHODS[config.method].whole:
+        with_base = config.method == "loftq" and state_of(model).sets["default"].iterations > 1
+        base = str(folder / "base") if with_base else base
         with new_folder(folder / "adapter", overwrite=True) as aside:
             peft.save(model, aside, base_model=base)
             for name in peft.names(model):
@@ -259,6 +276,10 @@ def write_result(model: Transformer, tokenizer: Tokenizer, config: MethodConfig,
                     peft.save(model, aside / MIXED / name, name, base_model=base)
             if tokenizer.chat_template:                         # an adapter works with the template it was trained with only
                 write_text(aside / "chat_template.jinja", tokenizer.chat_template)
+        if with_base:
+            peft.remove(model, "default")
+            folders.save(model, tokenizer, folder / "base", overwrite=True)
+            peft.load(model, folder / "adapter")
         return folder / "adapter"
     peft.merge(model)
     peft.remove(model, "default")

@@ -31,9 +31,9 @@ MUTANTS = [
     ),
     Mutant(
         name="lora_loftq_is_taken_for_plain",
-        file=LORA,
-        old='if start == "loftq":',
-        new='if start == "loft_q":',
+        file="minift/peft/loftq.py",
+        old="not isinstance(base_at(model, path), QuantizedLinear)",
+        new="False",
         test=TEST_PISSA,
     ),
     Mutant(

@@ -18,7 +18,8 @@ from minift.recipes.methods import METHODS as ALL
 from minift.recipes.methods import method_config
 from tests.models.small import CONFIGS, model, tokens
 
-METHODS = {name: entry for name, entry in ALL.items() if name != "fusion"}      # mixes sets that must be there: tests/peft/test_fusion.py
+METHODS = {name: entry for name, entry in ALL.items() if name not in ("fusion", "loftq")}
+"""One mixes sets that must be there (test_fusion.py), one rounds the base (test_loftq.py)."""
 FAMILIES = [name for name in CONFIGS if name != "dynamic"]           # its frequencies look at the longest row: packed differs by nature
 NOT_THE_BASE_AT_STEP_0 = {"prefix", "prompt", "p-tuning", "p-tuning-v2", "loreft"}
 """Their papers start from random numbers."""

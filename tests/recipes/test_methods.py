@@ -39,11 +39,12 @@ def test_sft_takes_every_method_and_what_it_writes_gives_the_reported_loss(minif
     assert status == 0, complaint
     line = next(line for line in said.splitlines() if line.startswith("held-out loss"))
     written = tmp_path / "run" / ("model" if METHODS[name].whole else "adapter")
-    use = ("--model", written) if METHODS[name].whole else ("--model", small_model, "--adapter", written)
+    base = ("--model", small_model, *(("--quantize", "nf4") if name == "loftq" else ()))
+    use = ("--model", written) if METHODS[name].whole else (*base, "--adapter", written)
     assert minift("evaluate", *use, "--data", data, "--out", tmp_path / "measured.json")[0] == 0
     measured = json.loads((tmp_path / "measured.json").read_text())["nats per token"]
     assert measured == pytest.approx(float(line.split()[4]), abs=0.0006) and float(line.split()[4]) < float(line.split()[2]) + 0.05
-    untouched = minift("evaluate", "--model", small_model, "--data", data, "--out", tmp_path / "before.json")
+    untouched = minift("evaluate", *base, "--data", data, "--out", tmp_path / "before.json")
     assert untouched[0] == 0
     assert json.loads((tmp_path / "before.json").read_text())["nats per token"] == pytest.approx(float(line.split()[2]), abs=0.0006)
 
