@@ -86,7 +86,7 @@ class GpuClock:
             guess[name] = min(self.between(call) for _ in range(WARM))
         if min(guess.values()) >= GRAPH_BELOW:
             return in_turn({name: lambda call=call: self.flushed(call) for name, call in systems.items()}, rounds), {}
-        graphs, notes = {"": self.captured(lambda: None)}, {}
+        stream, graphs, notes = torch.cuda.current_stream(), {"": self.captured(lambda: None)}, {}
         for name, call in systems.items():
             if guess[name] > GRAPH_UP_TO:
                 notes[name] = "longer than 1 ms: not in a graph"
@@ -94,6 +94,7 @@ class GpuClock:
             try:
                 graphs[name] = self.captured(call)
             except Exception as error:                                     # whatever a peer does that a graph cannot hold
+                torch.cuda.set_stream(stream)                              # a capture that fails does not go back to it
                 torch.cuda.synchronize()
                 notes[name] = f"no graph, so the host counts: {str(error).splitlines()[0][:100]}"
         timers: dict[str, Callable[[], float]] = {name: lambda g=graph: self.between(g.replay) for name, graph in graphs.items()}

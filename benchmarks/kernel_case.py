@@ -179,13 +179,13 @@ def measure_kernel(
         last = now() - begun
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("name")
     options.add_argument("--seconds", type=float, required=True)
     options.add_argument("--rounds", type=int, required=True)
     options.add_argument("--to", type=Path, required=True)
-    chosen = options.parse_args()
+    chosen = options.parse_args(words)
     started = time.monotonic()
     from benchmarks.gpu_clock import GpuClock, card
 

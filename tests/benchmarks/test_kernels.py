@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import gpu_clock, kernels_cpu, kernels_report
+from benchmarks import gpu_clock, kernel_case, kernels_cpu, kernels_report
 from benchmarks import kernels as command
 from benchmarks.gpu_clock import MB, GpuClock, flush_bytes, per_call
 from benchmarks.intervals import faster, quantile, spread
@@ -86,7 +86,9 @@ class Still(GpuClock):
 
 @pytest.fixture
 def still(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    for name in ("synchronize", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
     return Still
 
 
@@ -247,6 +249,21 @@ def test_a_case_that_crashes_leaves_the_others():
     said = []
     measure_kernel(toy(op), FalseClock(), 20, 900.0, {}, said.append)
     assert said[0] == {"case": "five", "crashed": "MemoryError: too large"} and "providers" in said[1]
+
+
+def test_a_kernels_process_writes_card_ceilings_and_cases_line_by_line(tmp_path, monkeypatch):
+    class WithCeilings(FalseClock):
+        ceilings = staticmethod(lambda rounds: {"copy": 4e6, "matmul": 1e6})
+
+    monkeypatch.setattr(gpu_clock, "GpuClock", WithCeilings)
+    monkeypatch.setattr(gpu_clock, "card", lambda: {"name": "A made-up GPU"})
+    monkeypatch.setattr(kernel_case, "kernels", lambda: {"toy": toy()})
+    file = tmp_path / "lines"
+    kernel_case.main(["toy", "--seconds", "60", "--rounds", "20", "--to", str(file)])
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [next(iter(line)) for line in lines] == ["card", "ceilings", "case", "case", "card_after"]
+    record = command.kernel_record(lines, "", ["five", "six"])
+    assert record["state"] == "measured" and record["cases"]["five"]["providers"]["minift"]["roofline"] > 0.9
 
 
 # ---------------------------------------------------------------------------------------------------------------- patience
