@@ -21,7 +21,7 @@ def test_two_columns_worked_by_hand(product):                             # a by
 
 
 @BOTH
-@pytest.mark.parametrize(("K", "block"), [(96, 64), (34, 64), (130, 32)])
+@pytest.mark.parametrize(("K", "block"), [(96, 64), (34, 64), (130, 32), (256, 32)])
 def test_the_identity_gives_the_weight_back_to_the_bit(product, K, block):
     """As dequantize rounds it, in float16 too; blocks cross the ends of rows."""
     N = 5

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minift_kernels import runtime
+from minift_kernels import gemv, runtime
 from minift_kernels.codes import dynamic_map, four_bit_map
 from minift_kernels.dequantize import dequantize_reference
 from minift_kernels.gemm import make, matmul_reference
@@ -84,6 +84,13 @@ def test_packed_codes_that_do_not_begin_at_a_word_and_strided_x_are_served():
     room = torch.zeros(len(made["packed"]) + 1, dtype=torch.uint8)
     room[1:] = made["packed"]
     torch.testing.assert_close(gemv_4bit(**made | dict(packed=room[1:])), wanted)
+
+
+def test_parts_that_do_not_divide_the_steps_evenly_cover_all_of_k(monkeypatch):
+    """5 steps of 1024 weights in 4 parts, on a chip of one processor: 2, 2, 1 and none."""
+    monkeypatch.setattr(gemv, "processors", lambda device: 1)
+    y = gemv_4bit(torch.ones(1, 4192), packed_of([15] * 4192), torch.ones(131), four_bit_map("nf4"), 1, 32)
+    assert y.tolist() == [[4192.0]]
 
 
 def test_odd_k_and_float64_are_answered_by_the_reference_which_says_so_once(monkeypatch, capsys):
