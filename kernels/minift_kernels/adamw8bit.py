@@ -11,7 +11,8 @@ Which of 256 values is nearest? A binary search takes 8 dependent loads. But the
 unsigned), so |x| -> place in the map is piecewise linear, and concave: the smallest of 7 straight lines. It is right to within half a
 slice, and one comparison with the exact boundary settles the rest, bit for bit as `torch.bucketize` over all boundaries.
 Even so a number takes about 116 instructions (counted in sm90 code of Triton 3.7.1; 129 with the branches seldom taken), and in the time its
-bytes take an H200 has room for 69: instructions bound this kernel. The dearest are the 14 lines of the two look-ups, and the addresses of four table loads.
+bytes take an H200 has room for 69: instructions bound this kernel. The dearest are the 14 lines of the two look-ups, and the
+addresses of four table loads.
 Many small tensors (LoRA's) would be many small launches. Here one launch serves them all: a table says which tensor a program works on.
 Left out: the maps in shared memory instead of L1, which only a GPU can judge.
 Proved in tests/kernels/test_registry.py, tests/kernels/test_adamw8bit.py and tests/parity/test_bitsandbytes_optim.py."""
