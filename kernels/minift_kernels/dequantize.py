@@ -129,7 +129,8 @@ def builds() -> list[Build]:
     kinds = [(("sm80", "sm90"), ("", "large"), True), (("sm80", "sm90"), ("", "large"), False), (("gfx942",), ("gfx942", "large"), True)]
     return [
         Build(
-            f"bf16, {'double quant' if nested else 'fp32 absmax'}, {'even' if even else 'any'} size{' for AMD' * ('gfx942' in chips)}", dequantize_kernel,
+            f"bf16, {'double quant' if nested else 'fp32 absmax'}, {'even' if even else 'any'} size{' for AMD' * ('gfx942' in chips)}",
+            dequantize_kernel,
             {**pointers, "absmax": torch.uint8 if nested else torch.float32, "out": torch.bfloat16, "n": 14336 * 4096,
              "BLOCK_SIZE": 64, "NESTED": nested, "WHOLE": True, "EVEN": even, "WORDS": CONFIG[config][0]},
             num_warps=CONFIG[config][1], chips=chips, weights=8 * CONFIG[config][0],

@@ -11,8 +11,8 @@ Recorded beside them: registers, and instructions per weight, the number that de
 
     slots = instructions * 32 * num_warps / weights            (64 lanes on gfx942)
 
-where `instructions` are all of the program up to its last EXIT, NOPs left out; for a kernel with a loop (`Build.loop_weights`) those of its
-largest loop. A count, no speed: an H200 issues 132 * 128 * 1.755e9 of them a second at best, and moves 4.3e12 bytes.
+where `instructions` are all of the program, seldom-taken branches too, padding left out; for a kernel with a loop (`Build.loop_weights`)
+those of its largest loop. A count, no speed: an H200 issues 132 * 128 * 1.755e9 of them a second at best, and moves 4.3e12 bytes.
 A stub stands in for the driver, so that `.warmup` specialises as a launch would. Triton's own cuobjdump reads the code; no toolkit needed.
 Not under TRITON_INTERPRET, which is chosen on import. Proved in tests/kernels/test_gate.py."""
 
@@ -92,19 +92,17 @@ def amd_usage(text: str) -> dict[str, int]:
 
 
 def sass(text: str) -> list[tuple[int, str, int | None]]:
-    """cuobjdump -sass -> (address, instruction, where it branches to), up to the last EXIT, without NOPs."""
+    """cuobjdump -sass -> (address, instruction, where it branches to), without the padding: NOPs and the branch to itself that precedes them."""
     pattern = r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);"
     found = [(int(at, 16), name, int(to[1], 16) if name.startswith("BRA") and (to := re.search(r"\b0x([0-9a-f]+)", rest)) else None)
              for at, name, rest in re.findall(pattern, text)]  # fmt: skip
-    last = max((i for i, (_, name, _) in enumerate(found) if name == "EXIT"), default=len(found) - 1)
-    return [line for line in found[: last + 1] if line[1] != "NOP"]
+    return [line for line in found if line[1] != "NOP" and line[2] != line[0]]
 
 
 def amdgcn(text: str) -> list[str]:
-    """amdgcn text -> instructions up to the last s_endpgm, without s_nop."""
+    """amdgcn text -> instructions, without s_nop."""
     found = re.findall(r"^\t((?:[sv]|ds|global|buffer|flat|scratch)_\w+)", text, re.MULTILINE)
-    last = max((i for i, name in enumerate(found) if name == "s_endpgm"), default=len(found) - 1)
-    return [name for name in found[: last + 1] if name != "s_nop"]
+    return [name for name in found if name != "s_nop"]
 
 
 def largest_loop(code: list[tuple[int, str, int | None]]) -> int:

@@ -9,7 +9,8 @@ in a last, short one; never divides by less than 1e-38, and stores no less for a
 and FP4's two zeros are two places: x <= 0 becomes code 0, a small x > 0 code 8.
 Bound: bytes. n weights in bf16 move n (2 + 0.5 + 4 / 64) bytes, 35 us for 14336 x 4096 at 4.3 TB/s; it runs once per weight.
 The 15 comparisons are 4 steps of a binary search: at each, one of 16 middles comes from a table in shared memory. Counted in sm90 machine
-code: 28.1 instruction slots a weight (Triton 3.6.0), which an H200 can issue in 56 us at best: here the instructions are the bound.
+code: 31.4 instruction slots a weight (Triton 3.6.0), 3.2 of them in branches that only a subnormal absmax takes; 28 slots are 56 us of an
+H200's issue at best: here the instructions are the bound.
 `quantize_absmax` quantizes the absmax once more, in plain torch: there are few of them. Left out: NaN and infinity, which callers refuse.
 Proved in tests/kernels/test_registry.py and tests/parity/test_kernels_bitsandbytes.py."""
 
@@ -138,7 +139,8 @@ def builds() -> list[Build]:
     return [
         Build(
             f"bf16, blocks of {block}{'' if even else ', any size'}", quantize_kernel,
-            {**pointers, "weight": torch.bfloat16, "n": 14336 * 4096, "BLOCK_SIZE": block, "BLOCKS": CONFIG[0] // block, "EVEN": even, "SMALLEST": SMALLEST},
+            {**pointers, "weight": torch.bfloat16, "n": 14336 * 4096, "BLOCK_SIZE": block, "BLOCKS": CONFIG[0] // block,
+             "EVEN": even, "SMALLEST": SMALLEST},
             num_warps=CONFIG[1], weights=CONFIG[0],
             expect={"sm80": ("LDG.128",), "sm90": ("LDG.128",), "gfx942": ("buffer_load_dwordx4",)} if even else {},
         )
