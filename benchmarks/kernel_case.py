@@ -2,31 +2,24 @@
 
     python -m benchmarks.kernel_case NAME --seconds 60 --rounds 20 --to FILE          what benchmarks/kernels.py starts, one process each
 
-Right first. The op on freshly drawn inputs, its unwritten outputs full of NaN, against its reference: to the bit where the registry says
-`exact`, and otherwise with at most twice the error that the reference makes in the inputs' own dtype, both against the reference in
-float64 (the rule of tests/kernels/test_registry.py). An op that fell back to plain torch is not right either: its speed would be another's.
-What is not right gets no time.
-
-Then op ("minift"), the reference as it is ("torch eager") and compiled ("torch.compile"), and the kernel's peers take turns on the same
-inputs. Each case is one line of JSON in FILE as soon as it is known, so that what is measured stays when a later one hangs.
+Right first (benchmarks/kernel_accuracy.py): what is not gets no time. Then op ("minift"), the reference as it is ("torch eager") and compiled
+("torch.compile"), and the kernel's peers take turns on the same inputs. Each case is one line of JSON in FILE as soon as it is known, so that
+what is measured stays when a later one hangs.
 Proved in tests/benchmarks/test_kernels.py with a clock that is no clock."""
 
 import argparse
-import contextlib
-import io
 import json
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from benchmarks.intervals import faster, spread
-from minift_kernels.registry import Kernel, floats, kernels
+from benchmarks.kernel_accuracy import accuracy, copied
+from minift_kernels.registry import Kernel, kernels
 
 OURS, EAGER, COMPILED = "minift", "torch eager", "torch.compile"
 COMPILE_SHARE = 0.5
@@ -41,67 +34,6 @@ class Clock(Protocol):
     def turns(self, systems: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str, list[float]], dict[str, str]]: ...
 
     def memory(self, call: Callable[[], object]) -> int: ...
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """All tensors in a value, lists included."""
-    return [value] if isinstance(value, Tensor) else [t for v in value for t in tensors(v)] if isinstance(value, list | tuple) else []
-
-
-def copied(value: Any) -> Any:
-    """The same value with its own tensors."""
-    if isinstance(value, dict):
-        return {name: copied(v) for name, v in value.items()}
-    return value.clone() if isinstance(value, Tensor) else type(value)(map(copied, value)) if isinstance(value, list | tuple) else value
-
-
-@contextlib.contextmanager
-def poisoned():
-    """torch.empty gives NaN, and whole numbers at their largest: what is not written shows."""
-    before = torch.are_deterministic_algorithms_enabled()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before)
-
-
-def outputs(kernel: Kernel, function: Callable, arguments: dict[str, Any]) -> list[Tensor]:
-    """What the function returns and what it changes in place, on inputs of its own."""
-    given = copied(arguments) if kernel.mutates else arguments
-    return tensors(function(**given)) + [t for name in kernel.mutates for t in tensors(given[name])]
-
-
-def accuracy(kernel: Kernel, arguments: dict[str, Any]) -> dict[str, Any]:
-    """{"error": largest error, "allowed": ..., "failure": "" or what is wrong}. Errors are absolute; 0 and 0 where bits must agree."""
-    said = io.StringIO()
-    with torch.no_grad(), contextlib.redirect_stderr(said), poisoned():
-        got = outputs(kernel, kernel.op, arguments)
-    if "runs as plain torch" in said.getvalue():
-        return {"failure": f"not the kernel: {said.getvalue().strip()}"}
-    with torch.no_grad():
-        low = outputs(kernel, kernel.reference, arguments)
-        exact = low if kernel.exact else outputs(kernel, kernel.reference, floats(arguments, torch.float64))
-    if [(t.shape, t.dtype) for t in got] != [(t.shape, t.dtype) for t in low]:
-        return {"failure": f"gives {[(tuple(t.shape), t.dtype) for t in got]}, wanted {[(tuple(t.shape), t.dtype) for t in low]}"}
-    worst = {"error": 0.0, "allowed": 0.0, "failure": ""}
-    for ours, plain, true in zip(got, low, exact):
-        if kernel.exact or not ours.is_floating_point():
-            same = ours == plain
-            if ours.is_floating_point():
-                same = same & (ours.signbit() == plain.signbit()) | ours.isnan() & plain.isnan()
-            if not same.all():
-                return {"failure": f"{int((~same).sum())} of {same.numel()} values differ, and none may"}
-        elif ours.numel():
-            error, of_plain = (float((t.double() - true.double()).abs().max()) for t in (ours, plain))
-            allowed = 2 * of_plain + torch.finfo(ours.dtype).eps * float(true.abs().max())
-            if not error <= allowed:                                       # NaN too
-                return {"failure": f"error {error:.3g}, allowed {allowed:.3g}", "error": error, "allowed": allowed}
-            if error * worst["allowed"] >= worst["error"] * allowed:       # the output that comes closest to what it is allowed
-                worst |= {"error": error, "allowed": allowed}
-    return worst
 
 
 def providers(kernel: Kernel, arguments: dict[str, Any], compile: bool) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:

@@ -101,7 +101,9 @@ def versions() -> dict:
     return {"date": now, "commit": commit, "python": platform.python_version(), **{n: version(n) for n in ("torch", "triton", "bitsandbytes")}}
 
 
-def measure(names: list[str], rounds: int, seconds: float, file: Path, gpu: str, command: Callable[[str, float, Path], list[str]], now=time.monotonic) -> bool:
+def measure(
+    names: list[str], rounds: int, seconds: float, file: Path, gpu: str, command: Callable[[str, float, Path], list[str]], now=time.monotonic
+) -> bool:
     """Measure the kernels one after the other and store each at once; False if one failed. `command`: name, seconds, file -> what to run."""
     end, all_kernels = now() + seconds - RESERVE, kernels()
     stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"gpu": gpu, "kernels": {}}
@@ -124,7 +126,7 @@ def measure(names: list[str], rounds: int, seconds: float, file: Path, gpu: str,
 def without_gpu(names: list[str], rounds: int) -> None:
     """Say what cannot run, then the CPU rows."""
     print(f"No GPU here: {', '.join(names)} are not timed, nor are a copy and cuBLAS to state them against. Triton's interpreter runs the")
-    print("kernels on a CPU to check them (make test); its speed says nothing. `python -m minift_kernels.gate` compiles them for sm80, sm90, gfx942.\n")
+    print("kernels on a CPU to check them (make test); its speed says nothing. `make gate` compiles them for sm80, sm90 and gfx942.\n")
     from benchmarks.kernels_cpu import rows
 
     for line in rows(rounds):

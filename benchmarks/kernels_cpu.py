@@ -1,7 +1,7 @@
 """What benchmarks/kernels.py can time without a GPU: minift's plain torch beside bitsandbytes' own CPU functions. CPU rows, no more.
 
-NF4, block 64, one matrix that fits a laptop; benchmarks/quant_cpu.py has the full table. Packed bytes and values must agree first, to the
-bit; what differs gets no time. Proved in tests/benchmarks/test_kernels.py."""
+NF4, block 64, one matrix that fits a laptop. Packed bytes and values must agree first, to the bit; what differs gets no time.
+Proved in tests/benchmarks/test_kernels.py and, with bitsandbytes itself, tests/parity/test_kernels_cpu.py."""
 
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec

@@ -68,7 +68,8 @@ def case_lines(name: str, record: dict) -> Iterator[str]:
 
 def table(kernels: dict[str, dict]) -> list[str]:
     """Markdown: a line per provider of every case that was right."""
-    lines = ["| kernel | case | bound, us | | median, us | of the roofline | minift's speed | peak memory, MiB | |", "|---|---|---:|---|---:|---:|---:|---:|---|"]
+    lines = ["| kernel | case | bound, us | | median, us | of the roofline | minift's speed | peak memory, MiB | |",
+             "|---|---|---:|---|---:|---:|---:|---:|---|"]  # fmt: skip
     for name, record in kernels.items():
         for case, c in record["cases"].items():
             for provider, row in c.get("providers", {}).items():

@@ -135,7 +135,7 @@ def show_gate(console: Console, kernel: Kernel, gpu: GPU) -> None:
             for r in records if r["kernel"] == kernel.name and r["chip"] == gpu.chip]  # fmt: skip
     if not rows:
         why = "nothing is stored of it" if records else "no record of the compile gate is stored here"
-        console.print(f"What the compiler makes of it for {gpu.chip}: {why}. A checkout makes one: python -m minift_kernels.gate {kernel.name}\n", markup=False)
+        console.print(f"What the compiler makes of it for {gpu.chip}: {why}. In a checkout `make gate` compiles it\n", markup=False, highlight=False)
         return
     title = ["build", "triton", "warps", "registers", f"shared, of {gpu.shared:,}", "spilled", "instructions", "per weight", "us per million weights"]
     console.print(terminal_table(f"What the compiler makes of it for {gpu.chip}: counts of its machine code, no measured speed", title, rows))
@@ -159,11 +159,12 @@ def show_measured(console: Console, kernel: Kernel) -> None:
         rows = []
         for case, c in record["cases"].items():
             for provider, row in c.get("providers", {}).items():
-                faster = f"{row['ours_faster']['median']:.2f}x ({row['ours_faster']['low']:.2f} to {row['ours_faster']['high']:.2f})" if "ours_faster" in row else ""
+                faster = "{median:.2f}x ({low:.2f} to {high:.2f})".format(**row["ours_faster"]) if "ours_faster" in row else ""
                 rows.append([case, provider, f"{row['us']['median']:,.1f}", f"{100 * row['roofline']:.0f} %", faster])
         with_what = f"torch {record['torch']}, triton {record['triton']}, commit {record['commit'] or 'unknown'}, {record['date'][:10]}"
         console.print(terminal_table(f"Measured on {gpu} ({with_what})", ["case", "who", "us", "of the roofline", "minift's speed"], rows, left=2))
         for trouble in record["troubles"]:
             console.print(f"failed there: {trouble}", markup=False, highlight=False)
     if not found:
-        console.print(f"Measured: nothing is stored. On a GPU, in a checkout: python -m benchmarks.kernels {kernel.name}", markup=False, highlight=False)
+        text = f"Measured: nothing is stored. On a GPU, in a checkout: python -m benchmarks.kernels {kernel.name}"
+        console.print(text, markup=False, highlight=False)

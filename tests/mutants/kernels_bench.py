@@ -3,7 +3,7 @@
 from tests.mutants.mutant import Mutant
 
 INTERVALS, CLOCK, CASE, COMMAND = "benchmarks/intervals.py", "benchmarks/gpu_clock.py", "benchmarks/kernel_case.py", "benchmarks/kernels.py"
-CHIPS, RECIPE = "kernels/minift_kernels/chips.py", "minift/recipes/kernel.py"
+RIGHT, CHIPS, RECIPE = "benchmarks/kernel_accuracy.py", "kernels/minift_kernels/chips.py", "minift/recipes/kernel.py"
 TEST = "tests/benchmarks/test_kernels.py"
 
 MUTANTS = [
@@ -23,21 +23,21 @@ MUTANTS = [
     ),
     Mutant(
         name="bench_nan_passes",
-        file=CASE,
+        file=RIGHT,
         old="if not error <= allowed:",
         new="if error > allowed:",
         test=TEST,
     ),
     Mutant(
         name="bench_the_reference_timed_as_the_kernel",
-        file=CASE,
+        file=RIGHT,
         old='    if "runs as plain torch" in said.getvalue():\n',
         new="    if False:\n",
         test=TEST,
     ),
     Mutant(
         name="bench_shared_inputs_of_a_kernel_that_changes_them",
-        file=CASE,
+        file=RIGHT,
         old="    given = copied(arguments) if kernel.mutates else arguments\n",
         new="    given = arguments\n",
         test=TEST,
