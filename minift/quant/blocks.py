@@ -6,10 +6,14 @@
     packed:                 byte i = code of w[2i] * 16 + code of w[2i + 1]      the first of a pair in the high half
 
 Bits per weight: 4 + 32 / 64 = 4.5, or 4 + 8 / 64 + 32 / (64 * 256) = 4.127 with the absmax quantized too (nested.py).
-NF4's map has an exact zero and steps as wide as normally distributed weights ask for; FP4's is a tiny float. Exact middles go to the lower
-value; a block of zeros has absmax 0. Bytes, absmax and values equal bitsandbytes' to the bit.
+NF4's map has an exact zero and steps as wide as normally distributed weights ask for; FP4's is a tiny float with two zeros: 0 and below
+become code 0, numbers just above it code 8. Exact middles go to the lower value; a block of zeros has absmax 0.
+Bytes, absmax and values equal those of bitsandbytes' CPU build to the bit. Its two oddities are kept for that: w / a is w times 1 / a in
+whole blocks and a division in a short last one, and there a is at least 1e-38.
+The two functions called plain say what is computed; on a CPU lookup.py does it, on a GPU minift_kernels.
 Proved in tests/quant/test_blocks.py and tests/parity/test_bitsandbytes.py."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,11 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minift.quant.nested import Nested, grow, nearest, shrink
-from minift_kernels.codes import four_bit_map
+from minift.quant import lookup
+from minift.quant.nested import Nested, grow, shrink
+from minift_kernels.codes import FP4, NF4, dynamic_map, four_bit_map
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """What bitsandbytes reads."""
+SMALLEST = 1e-38
+"""What an absmax is taken for when it is divided by, if it is smaller."""
+VALUES = {"nf4": NF4, "fp4": FP4}
 
 
 @dataclass(frozen=True)
@@ -42,21 +50,86 @@ class FourBit:
 
 
 def quantize(weight: Tensor, scheme: str, block_size: int = 64, double_quant: bool = True) -> FourBit:
-    """Any shape, any float dtype; computed in float32."""
-    n = weight.numel()
-    w = F.pad(weight.detach().float().flatten(), (0, -n % block_size)).view(-1, block_size)           # (blocks, block_size)
-    absmax = w.abs().amax(dim=1)                                                                      # (blocks,)
-    values, order = four_bit_map(scheme, weight.device).sort(stable=True)
-    codes = order.to(torch.uint8)[nearest(w / absmax.clamp(min=torch.finfo(torch.float32).tiny)[:, None], values).long()]
-    codes = F.pad(codes.flatten()[:n], (0, n % 2), value=int(nearest(torch.zeros(1), values.cpu()).item()))
-    packed = codes[0::2] << 4 | codes[1::2]
+    """Any shape, any float dtype, finite numbers; computed in float32."""
+    w = weight.detach()
+    if on_gpu(w):
+        from minift_kernels.quantize import quantize_4bit                             # triton: only where a GPU is
+
+        packed, absmax = quantize_4bit(w.contiguous(), four_bit_map(scheme, w.device), block_size)
+    elif on_cpu(w):
+        whole = w.numel() // block_size * block_size                                  # numbers in whole blocks
+        packed, absmax = lookup.quantize(w.reshape(-1)[:whole], scheme, block_size, SMALLEST) if whole else plain_quantize(w, scheme, block_size)
+        if 0 < whole < w.numel():
+            last = plain_quantize(w.reshape(-1)[whole:], scheme, block_size)
+            packed, absmax = torch.cat([packed, last[0]]), torch.cat([absmax, last[1]])
+    else:
+        packed, absmax = plain_quantize(w, scheme, block_size)
     return FourBit(scheme, packed, shrink(absmax) if double_quant else absmax, tuple(weight.shape), weight.dtype, block_size)
 
 
 def dequantize(q: FourBit, dtype: torch.dtype | None = None) -> Tensor:
     """The numbers, in q.dtype or `dtype`: computed in float32, rounded once."""
-    absmax = grow(q.absmax) if isinstance(q.absmax, Nested) else q.absmax
+    dtype, n = dtype or q.dtype, torch.Size(q.shape).numel()
+    if on_gpu(q.packed):
+        from minift_kernels.dequantize import dequantize_4bit
+
+        absmax, *nested = for_kernels(q)
+        return dequantize_4bit(q.packed, absmax, four_bit_map(q.scheme, q.packed.device), n, q.block_size, dtype, *nested).view(q.shape)
+    if not on_cpu(q.packed):
+        return plain_dequantize(q, dtype)
+    out = lookup.fresh(n, dtype)
+    size = max(lookup.NUMBERS, q.block_size)
+    for part, values in zip(out.split(size), lookup.scaled(q.packed, plain_absmax(q), VALUES[q.scheme], q.block_size, size)):
+        part.copy_(values[: len(part)])
+    return out.view(q.shape)
+
+
+def rows(q: FourBit) -> Iterator[Tensor]:
+    """The rows of (N, K) on a CPU, float32, some at a time in a buffer that is used again: look, use, let go."""
+    N, K = q.shape
+    R = lookup.rows_at_a_time(N, K, q.block_size)
+    for values in lookup.scaled(q.packed, plain_absmax(q), VALUES[q.scheme], q.block_size, R * K):
+        yield values[: len(values) // K * K].view(-1, K)                              # without the last byte's empty half
+
+
+def plain_quantize(weight: Tensor, scheme: str, block_size: int) -> tuple[Tensor, Tensor]:
+    """Packed (ceil(n / 2),) uint8 and absmax (ceil(n / block_size),) float32, line for line as above."""
+    n = weight.numel()
+    w = F.pad(weight.float().flatten(), (0, -n % block_size)).view(-1, block_size)    # (blocks, block_size)
+    absmax = w.abs().amax(dim=1)                                                      # (blocks,)
+    scaled = w * (1 / absmax.clamp(min=SMALLEST))[:, None]
+    if n % block_size:
+        absmax[-1].clamp_(min=SMALLEST)
+        scaled[-1] = w[-1] / absmax[-1]
+    values, order = four_bit_map(scheme, weight.device).sort(stable=True)
+    codes = order.to(torch.uint8)[torch.bucketize(scaled, (values[:-1] + values[1:]) / 2)].flatten()[: n + n % 2]
+    return codes[0::2] << 4 | codes[1::2], absmax
+
+
+def plain_dequantize(q: FourBit, dtype: torch.dtype) -> Tensor:
+    """Line for line as above."""
     n = torch.Size(q.shape).numel()
     codes = torch.stack([q.packed >> 4, q.packed & 15], dim=1).flatten()[:n]
-    values = four_bit_map(q.scheme, q.packed.device)[codes.long()] * absmax.repeat_interleave(q.block_size)[:n]
-    return values.to(dtype or q.dtype).view(q.shape)
+    values = four_bit_map(q.scheme, q.packed.device)[codes.long()] * plain_absmax(q).repeat_interleave(q.block_size)[:n]
+    return values.to(dtype).view(q.shape)
+
+
+def plain_absmax(q: FourBit) -> Tensor:
+    """(blocks,) float32."""
+    return grow(q.absmax) if isinstance(q.absmax, Nested) else q.absmax
+
+
+def for_kernels(q: FourBit) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """absmax, nested_absmax, nested_map and offset as minift_kernels takes them."""
+    if not isinstance(q.absmax, Nested):
+        return q.absmax, None, None, None
+    return q.absmax.codes, q.absmax.absmax, dynamic_map(True, q.packed.device), q.absmax.offset
+
+
+def on_gpu(t: Tensor) -> bool:
+    return t.is_cuda
+
+
+def on_cpu(t: Tensor) -> bool:
+    """May lookup.py serve it? torch.compile takes the plain versions, which it can see through."""
+    return t.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -6,12 +6,18 @@ min and max include 0, so that z is a code and zero stays exact. 4 + (16 + 8) / 
 NF4's is dense around zero, but it may lie anywhere; its codes are what GPTQ and AWQ choose better than by rounding (gptq.py, awq.py).
 Left out: groups across rows (a row's last group may be short). Proved in tests/quant/test_int4.py."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from minift.quant import lookup
+
+VALUES = tuple(map(float, range(16)))
+"""Code -> number, before zero point and scale."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,19 @@ def quantize(weight: Tensor, group_size: int = 128) -> Int4:
 
 
 def dequantize(q: Int4, dtype: torch.dtype | None = None) -> Tensor:
+    """The numbers, in q.dtype or `dtype`: computed in float32, rounded once."""
     K = q.shape[1]
     numbers = torch.stack([q.packed >> 4, q.packed & 15], dim=2).flatten(1)[:, :K].float()
     spread = lambda t: t.float().repeat_interleave(q.group_size, dim=1)[:, :K]
     return ((numbers - spread(q.zero)) * spread(q.scale)).to(dtype or q.dtype)
+
+
+def rows(q: Int4) -> Iterator[Tensor]:
+    """The rows on a CPU, float32, some at a time in a buffer that is used again: look, use, let go."""
+    (N, K), even = q.shape, 2 * q.packed.shape[1]
+    R, whole = lookup.rows_at_a_time(N, even), K // q.group_size
+    for numbers, z, s in zip(lookup.look_up(q.packed.flatten(), VALUES, R * even), q.zero.split(R), q.scale.split(R)):
+        W = numbers.view(-1, even)[:, :K]
+        W[:, : whole * q.group_size].unflatten(1, (whole, q.group_size)).sub_(z[:, :whole, None]).mul_(s[:, :whole, None])
+        W[:, whole * q.group_size :].sub_(z[:, -1:]).mul_(s[:, -1:])                  # a last group that is short
+        yield W

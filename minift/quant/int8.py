@@ -1,16 +1,23 @@
 """int8: each row of a matrix as whole numbers from -127 to 127 and one scale. Weights only; activations stay as they are.
 
-    a[n] = max |W[n]|          q[n, k] = round(127 W[n, k] / a[n])          W ~ q a / 127          W: (N, K)      a: (N,)
+    a[n] = max |W[n]|          q[n, k] = round(127 / a[n] W[n, k])          W ~ q a / 127          W: (N, K)      a: (N,)
 
 8 + 32 / K bits per weight. One large number makes its whole row coarse: that is why LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339) keeps
-outlying columns of the activations apart; here the activations are not rounded at all. Files as bitsandbytes writes them (weight, SCB).
-Left out: int8 activations. Proved in tests/quant/test_int8.py."""
+outlying columns of the activations apart; here the activations are not rounded at all. Exact halves go to the even number. Files as
+bitsandbytes writes them (weight, SCB), and equal to it to the bit in both.
+Left out: int8 activations. Proved in tests/quant/test_int8.py and tests/parity/test_bitsandbytes.py."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from minift.quant import lookup
+
+SMALLEST = 1e-36
+"""What an absmax is taken for when it is divided by, if it is smaller: 127 / SMALLEST is finite."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +36,25 @@ class Int8:
 
 
 def quantize(weight: Tensor) -> Int8:
-    """weight: (N, K), any float dtype; computed in float32."""
-    w = weight.detach().float()
-    absmax = w.abs().amax(dim=1)
-    packed = (w * (127 / absmax.clamp(min=torch.finfo(torch.float32).tiny))[:, None]).round().to(torch.int8)
+    """weight: (N, K), any float dtype; computed in float32, some rows at a time."""
+    N, K = weight.shape
+    packed, absmax = (torch.empty(shape, dtype=dtype, device=weight.device) for shape, dtype in (((N, K), torch.int8), (N, torch.float32)))
+    R = lookup.rows_at_a_time(N, K)
+    for W, q, a in zip(weight.detach().split(R), packed.split(R), absmax.split(R)):
+        W = W.float()
+        torch.amax(W.abs(), 1, out=a)
+        q.copy_((W * (127 / a.clamp(min=SMALLEST))[:, None]).round_())
     return Int8(packed, absmax, tuple(weight.shape), weight.dtype)
 
 
+def rows(q: Int8) -> Iterator[Tensor]:
+    """The rows, float32, some at a time in a buffer that is used again: look, use, let go."""
+    R = lookup.rows_at_a_time(*q.shape)
+    buffer = torch.empty(R, q.shape[1], dtype=torch.float32, device=q.packed.device)
+    for numbers, a in zip(q.packed.split(R), q.absmax.split(R)):
+        yield buffer[: len(a)].copy_(numbers).mul_(a[:, None]).mul_(1 / 127)
+
+
 def dequantize(q: Int8, dtype: torch.dtype | None = None) -> Tensor:
-    return (q.packed * (q.absmax / 127)[:, None]).to(dtype or q.dtype)
+    """The numbers, in q.dtype or `dtype`: computed in float32, rounded once."""
+    return (q.packed * q.absmax[:, None] * (1 / 127)).to(dtype or q.dtype)

@@ -5,16 +5,28 @@
 To everything around it (adapters, merging, saving) it is an nn.Linear whose `weight` is computed when it is asked for. The backward pass
 dequantizes again instead of keeping W: 4 bits stay in memory where 16 or 32 would. W has no gradient.
 `.to(torch.bfloat16)` changes the dtype of what it computes, never its codes and scales.
-Proved in tests/quant/test_linear.py."""
+
+    rows of x     on a CPU                                       on a GPU, nf4 and fp4
+    1             pieces of W in float32, each times x           gemv_4bit (to 7 rows)
+    to 256        pieces of W in x's dtype                       gemm_4bit
+    more          W as a whole, in x's dtype                     W as a whole
+Left out: gradients of gradients. Proved in tests/quant/test_linear.py; timed in docs/quant_cpu.md."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from minift.errors import InputError
 from minift.models.linear import linear
-from minift.quant.tensor import Quantized, Scheme, dequantize, quantize, tensors, with_tensors
+from minift.models.linear import rows as rows_of
+from minift.quant.blocks import FourBit, for_kernels, on_cpu, on_gpu
+from minift.quant.tensor import Quantized, Scheme, dequantize, quantize, rows, tensors, with_tensors
+from minift_kernels.codes import four_bit_map
+
+FEW = 256
+"""Rows of x up to which W is never made as a whole."""
 
 
 class QuantizedLinear(nn.Linear):
@@ -75,6 +87,9 @@ class FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, q: Quantized) -> Tensor:
         ctx.q = q
+        flat = rows_of(x)                                                             # (M, K)
+        if len(flat) <= FEW and (product := quick(flat, q)):
+            return product(flat, q).view(*x.shape[:-1], -1)
         return linear(x, weight_for(x, q))
 
     @staticmethod
@@ -82,7 +97,44 @@ class FrozenProduct(torch.autograd.Function):
         return linear(dy, weight_for(dy, ctx.q).T), None                              # dy W
 
 
+def quick(x: Tensor, q: Quantized) -> Callable[[Tensor, Quantized], Tensor] | None:
+    """A way to x WT for few rows that never holds W as a whole, if there is one."""
+    if on_cpu(x):
+        return by_pieces
+    return by_kernel if on_gpu(x) and isinstance(q, FourBit) and x.dtype == q.dtype else None
+
+
+def by_pieces(x: Tensor, q: Quantized) -> Tensor:                                     # (M, K) -> (M, N)
+    """Some rows of W at a time. A single row of x is multiplied in float32: rounding W to anything less would take longer."""
+    single, n = len(x) == 1, 0
+    dtype = torch.promote_types(x.dtype, torch.float32) if single else x.dtype
+    shorten = narrower(q.dtype, x.dtype)                                              # as weight_for does
+    wide, y = x.to(dtype), x.new_empty(len(x), q.shape[0], dtype=dtype)
+    with torch.autocast("cpu", enabled=False):
+        for W in rows(q):
+            W = (W.to(q.dtype) if shorten else W).to(dtype)
+            if single:
+                torch.mv(W, wide[0], out=y[0, n : n + len(W)])
+            else:
+                y[:, n : n + len(W)] = wide @ W.T
+            n += len(W)
+    return y.to(x.dtype)
+
+
+def by_kernel(x: Tensor, q: FourBit) -> Tensor:                                       # (M, K) -> (M, N)
+    """minift_kernels decode W where they multiply."""
+    from minift_kernels.gemm import gemm_4bit                                         # triton: only where a GPU is
+    from minift_kernels.gemv import gemv_4bit
+
+    absmax, *nested = for_kernels(q)
+    product = gemv_4bit if len(x) <= 7 else gemm_4bit
+    return product(x.contiguous(), q.packed, absmax, four_bit_map(q.scheme, x.device), q.shape[0], q.block_size, *nested)
+
+
 def weight_for(x: Tensor, q: Quantized) -> Tensor:
     """W in x's dtype; never with more digits than q.dtype has, so that it equals `weight`."""
-    wider = torch.finfo(x.dtype).bits > torch.finfo(q.dtype).bits
-    return dequantize(q).to(x.dtype) if wider else dequantize(q, x.dtype)
+    return dequantize(q).to(x.dtype) if narrower(q.dtype, x.dtype) else dequantize(q, x.dtype)
+
+
+def narrower(a: torch.dtype, b: torch.dtype) -> bool:
+    return torch.finfo(a).bits < torch.finfo(b).bits

@@ -11,6 +11,7 @@
 Proved in tests/quant/test_tensor.py."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
@@ -40,7 +41,7 @@ def quantize(weight: Tensor, scheme: Scheme, block_size: int | None = None, doub
         raise InputError(f"quantize takes floating-point numbers, these are {weight.dtype}: codes must not be quantized again")
     if weight.ndim != 2 or weight.numel() == 0:
         raise InputError(f"quantize takes a matrix (N, K) with something in it, this has shape {tuple(weight.shape)}: reshape it first")
-    if not torch.isfinite(weight).all():
+    if not torch.isfinite(weight.detach().sum(dtype=torch.float32)) and not torch.isfinite(weight).all():      # the first is quick
         odd = (~torch.isfinite(weight)).nonzero()[0].tolist()
         raise InputError(f"the weight holds {weight[tuple(odd)].item()} at {odd}: one such number would make its whole block meaningless")
     if scheme == "int8":
@@ -63,6 +64,11 @@ def dequantize(q: Quantized, dtype: torch.dtype | None = None) -> Tensor:
     if isinstance(q, FourBit):
         return blocks.dequantize(q, dtype)
     return int8.dequantize(q, dtype) if isinstance(q, Int8) else int4.dequantize(q, dtype)
+
+
+def rows(q: Quantized) -> Iterator[Tensor]:
+    """The rows of (N, K) in order, float32, some at a time in a buffer that the next ones overwrite; of tensors on a CPU."""
+    return (blocks if isinstance(q, FourBit) else int8 if isinstance(q, Int8) else int4).rows(q)
 
 
 def tensors(q: Quantized) -> dict[str, Tensor]:
