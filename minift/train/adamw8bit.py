@@ -36,7 +36,7 @@ class AdamW8bit(torch.optim.Optimizer):
         self.paged = paged
         for p in (p for group in self.param_groups for p in group["params"]):
             if paged and not p.is_cuda:
-                raise InputError(f"paged=True keeps the states of weights on a GPU in host memory, and these are on {p.device}: leave it out")
+                raise InputError(f"paged averages stay in host memory while the weights are on a GPU, and these are on {p.device}: take plain adamw8bit")
             if not p.is_contiguous():
                 raise InputError(f"AdamW8bit: a weight of shape {tuple(p.shape)} has strides {p.stride()}: its blocks need one piece of memory")
 

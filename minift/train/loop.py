@@ -12,6 +12,7 @@ Proved in tests/train/test_loop.py. Left out: float16 loss scaling, several devi
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -46,9 +47,9 @@ class LoopConfig:
     """Decoupled; not applied to norms and biases."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's two averaging rates."""
-    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
-    """adamw8bit: its averages in 8 bits, a quarter of their memory. muon: for training from scratch only; the matrices inside
-    the blocks, AdamW for the rest."""
+    optimizer: Literal["adamw", "adamw8bit", "paged-adamw8bit", "muon"] = "adamw"
+    """adamw8bit: its averages in 8 bits, a quarter of their memory; paged: on a GPU, kept in host memory. muon: for training from scratch
+    only; the matrices inside the blocks, AdamW for the rest."""
     clip: float = 1.0
     """Largest gradient norm; a longer gradient is scaled down to it. 0 turns clipping off."""
     precision: Precision = "auto"
@@ -121,7 +122,7 @@ def fit(
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise InputError("nothing to train: every parameter is frozen")
-    make = {"adamw": adamw, "adamw8bit": adamw8bit, "muon": muon}[config.optimizer]
+    make = {"adamw": adamw, "adamw8bit": adamw8bit, "paged-adamw8bit": partial(adamw8bit, paged=True), "muon": muon}[config.optimizer]
     optimizers = make(model, config.lr, config.weight_decay, config.betas)
     per_epoch = math.ceil(len(epoch_batches(0)) / config.accumulate)
     steps = min(math.ceil(per_epoch * config.epochs), config.max_steps or math.inf)

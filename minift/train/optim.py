@@ -51,8 +51,10 @@ def adamw(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, 
     return [torch.optim.AdamW(parameter_groups(model, lr, weight_decay), betas=betas, eps=1e-8, fused=True)]
 
 
-def adamw8bit(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> list[torch.optim.Optimizer]:
-    return [AdamW8bit(parameter_groups(model, lr, weight_decay), betas=betas, eps=1e-8)]
+def adamw8bit(
+    model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float], paged: bool = False
+) -> list[torch.optim.Optimizer]:
+    return [AdamW8bit(parameter_groups(model, lr, weight_decay), betas=betas, eps=1e-8, paged=paged)]
 
 
 def muon(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> list[torch.optim.Optimizer]:

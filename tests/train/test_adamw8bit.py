@@ -14,6 +14,7 @@ from minift.models.transformer import Transformer
 from minift.train import checkpoint
 from minift.train.adamw8bit import AdamW8bit
 from minift.train.loop import LoopConfig, fit
+from minift.train.optim import adamw8bit
 from minift_kernels.averages import decode, encode, rates_of
 
 
@@ -142,8 +143,10 @@ def test_another_optimizer_s_state_or_another_model_s_is_refused():
 
 
 def test_paging_is_refused_without_a_gpu_and_weights_in_pieces_too():
-    with pytest.raises(InputError, match="paged=True keeps the states of weights on a GPU in host memory, and these are on cpu: leave it out"):
+    with pytest.raises(InputError, match="paged averages stay in host memory while the weights are on a GPU, and these are on cpu: take plain adamw8bit"):
         AdamW8bit(weights((5000,)), paged=True)
+    with pytest.raises(InputError, match="take plain adamw8bit"):
+        adamw8bit(torch.nn.Linear(80, 80), 1e-3, 0.0, (0.9, 0.99), paged=True)
     with pytest.raises(InputError, match=r"a weight of shape \(70, 80\) has strides \(1, 70\)"):
         AdamW8bit([nn.Parameter(torch.zeros(80, 70).T)])
 
