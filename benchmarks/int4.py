@@ -2,9 +2,9 @@
 
     python -m benchmarks.int4
 
-Held-out docstrings (modules that neither pre-training nor calibration saw), windows of 512 tokens cut once. Every row scores the same
+Held-out docstrings (modules that neither pre-training nor calibration saw), windows of 256 tokens cut once. Every row scores the same
 windows; what is compared is the loss per window with that of the full weights, and the interval is over windows: 1.96 standard errors of
-the mean of paired differences. GPTQ and AWQ calibrate on training modules' documents, three draws of 128 windows each: their choice is
+the mean of paired differences. GPTQ and AWQ calibrate on training modules' documents, three draws of 64 windows each: their choice is
 the only chance in it, and its spread is told. Accuracy only: no speed is measured. Minutes on 2 cores; docs/int4.md is written from it."""
 
 import copy
@@ -25,7 +25,7 @@ from minift.quant import awq, gptq, nbytes, quantize_model
 from minift.quant.linear import QuantizedLinear
 from minift.recipes.report import markdown_table
 
-CONTEXT, MEASURED, CALIBRATION, DRAWS = 512, 256, 128, 3
+CONTEXT, MEASURED, CALIBRATION, DRAWS = 256, 96, 64, 3
 PAGE = Path(__file__).parents[1] / "docs" / "int4.md"
 MARKS = "<!-- table -->", "<!-- end of table -->"
 NEAREST = [("int8", "int8", None), ("nf4", "nf4", 64), ("fp4", "fp4", 64)] + [(f"int4, groups of {g}", "int4", g) for g in (32, 64, 128)]
@@ -47,7 +47,7 @@ def main() -> None:
         quantize_model(rounded, scheme, size)
         rows.append(row(name, rounded, [losses(rounded)], full, bytes_per_token))
     training = pydocs.documents("train")
-    for size in (32, 64, 128):
+    for size in (32, 128):
         for name, method in (("GPTQ", gptq), ("AWQ", awq)):
             found = []
             for draw in range(DRAWS):
@@ -92,8 +92,8 @@ def table(rows: list[dict], windows: int) -> str:
     ] for r in rows]    # fmt: skip
     header = ["weights", "bits per weight", "nats per token", "bits per byte", "nats added", "perplexity added", "three calibration draws"]
     m = machine()
-    said = f"{windows} windows of {CONTEXT} tokens; {m['cpu']}, {m['threads']} threads, torch {m['torch']}, Python {m['python']}, commit {m['commit']}."
-    return markdown_table(header, shown) + f"\n\n{said}\n"
+    made = f"{m['cpu']}, {m['threads']} threads, torch {m['torch']}, Python {m['python']}, commit {m['commit']}"
+    return markdown_table(header, shown) + f"\n\n{windows} windows of {CONTEXT} tokens; {made}.\n"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     blocks.py     NF4 and FP4: blocks of 64 with one scale          nested.py   that scale in 8 bits too ("double quantization")
     int8.py       whole numbers, one scale per row                  int4.py     whole numbers with scale and zero point per group
     linear.py     Linear4bit and Linear8bit: linears whose weight is computed when it is asked for
-    model.py      all linears of a model"""
+    model.py      all linears of a model                            gptq.py, awq.py     int4 with a look at what the linears read"""
 
 from minift.quant.linear import Linear4bit, Linear8bit, QuantizedLinear
 from minift.quant.model import dequantize_model, quantize_model

@@ -35,7 +35,8 @@ def quantize_model(model: nn.Module, batches: Sequence[Tensor], group_size: int 
     Returns path -> error, of the scaled weights. Raises InputError as calibrate.quantize_blocks does, and for blocks not minift's own."""
     for path, block in blocks_of(model).items():
         if not isinstance(block, Block):
-            raise InputError(f"{path} is a {type(block).__name__}: AWQ has to know what makes a linear's inputs, and knows minift's blocks only; GPTQ needs not")
+            why = "AWQ has to know what makes a linear's inputs, and knows minift's blocks only; GPTQ needs not"
+            raise InputError(f"{path} is a {type(block).__name__}: {why}")
     scale = lambda block, inputs: rescale(block, inputs, group_size)
     return quantize_blocks(model, batches, group_size, lambda weight, inputs: int4.quantize(weight, group_size), scale)
 

@@ -8,6 +8,7 @@
 In memory are one block's inputs and the sums of its linears, never a layer's inputs themselves. Linears that read the very same tensor
 (q, k and v) share their sums. How a weight is rounded is gptq.py's and awq.py's business.
 Left out: rounding q, k, v before out sees its inputs (within a block all linears are measured before any is rounded); padded batches;
+models that fill a cache when called (transformers': use_cache=False);
 linears outside the blocks and those no text reaches, which are rounded to nearest.
 Proved in tests/quant/test_gptq.py and tests/quant/test_awq.py."""
 
@@ -99,7 +100,7 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
     lists = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
     lists = [(path, m) for path, m in lists if all(any(isinstance(part, nn.Linear) for part in block.modules()) for block in m)]
     if not lists:
-        raise InputError("this model has no list of blocks (an nn.ModuleList of modules with linears), which are calibrated one by one: round to nearest")
+        raise InputError("this model has no list of blocks (an nn.ModuleList of modules with linears) to calibrate one by one: round to nearest")
     path, longest = max(lists, key=lambda found: len(found[1]))                          # of equals, max takes the first: the outermost
     return {f"{path}.{number}": block for number, block in enumerate(longest)}
 

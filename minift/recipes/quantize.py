@@ -106,7 +106,8 @@ def run(config: Config, quiet: bool = False) -> Result:
     sizes = {"the linears": Size(full, packed, numbers), "the whole model": Size(bytes_before, size_of(model), None)}
 
     title = f"{config.model} to {config.to}" + ("" if config.method == "rtn" else f" by {config.method}")
-    held = f"{len(measured)} windows of {config.context} tokens of " + ("the Python documentation of modules held out" if not config.data else "the half of --data held out")
+    source = "the half of --data held out" if config.data else "the Python documentation of modules held out"
+    held = f"{len(measured)} windows of {config.context} tokens of {source}"
     if not quiet:
         for table in console_tables(title, held, errors, sizes, before, after):
             Console().print(table)
@@ -123,7 +124,8 @@ def run(config: Config, quiet: bool = False) -> Result:
 def refuse_without_effect(config: Config) -> None:
     """Raises InputError for an option that the others leave nothing to do, and for a block size the scheme cannot have."""
     if config.method != "rtn" and config.to != "int4":
-        raise InputError(f"--method {config.method} chooses whole numbers on int4's grids, and --to is {config.to}: pass --to int4, or leave the method out")
+        found = f"--method {config.method} chooses whole numbers on int4's grids, and --to is {config.to}"
+        raise InputError(f"{found}: pass --to int4, or leave the method out")
     if config.full_scales and config.to not in ("nf4", "fp4"):
         raise InputError(f"--full-scales keeps the scales of nf4 and fp4 in float32; {config.to} has other scales: leave it out")
     if config.calibration is not None and config.method == "rtn":
