@@ -167,4 +167,5 @@ def poisoned() -> Iterator[list[tuple[Tensor, Tensor]]]:
     for buffer, view in given:
         clean = poison(MARGIN, buffer.dtype, buffer.device)
         for margin in (buffer[:MARGIN], buffer[MARGIN + view.numel() :]):
-            assert torch.equal(margin.isnan(), clean.isnan()) if buffer.is_floating_point() else torch.equal(margin, clean), "written past an output's end"
+            same = torch.equal(margin.isnan(), clean.isnan()) if buffer.is_floating_point() else torch.equal(margin, clean)
+            assert same, "written past an output's end"

@@ -31,7 +31,8 @@ def test_a_kernel_in_order_passes_and_its_programs_are_counted():
 
 
 def test_reading_past_the_end_is_an_error_at_the_address():
-    with pytest.raises(InterpreterError, match=r"copy, program \(2, 0, 0\), reads 4 addresses outside its tensors, the first 0 elements past the end of x"):
+    said = r"copy, program \(2, 0, 0\), reads 4 addresses outside its tensors, the first 0 elements past the end of x"
+    with pytest.raises(InterpreterError, match=said):
         run(READS=True)
 
 
