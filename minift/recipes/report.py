@@ -14,6 +14,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from minift.data.sources import Row
+from minift.files import write_text
 from minift.train.log import read_metrics
 
 INK, TRAIN, HELD_OUT = "#333333", "#9db8d2", "#c4472b"
@@ -44,6 +46,13 @@ def draw_loss(folder: Path, title: str, before: float | None = None) -> Path:
     figure.savefig(folder / "loss.png", dpi=130)
     plt.close(figure)
     return folder / "loss.png"
+
+
+def write_samples(folder: Path, rows: Sequence[Row], before: Sequence[str], after: Sequence[str]) -> None:
+    """samples.md: questions, the reference answers, and what the model said before and after."""
+    shown = [(row.question.replace("\x1f", " ").replace("\x1e", ": "), row.answer, b, a) for row, b, a in zip(rows, before, after)]
+    table = markdown_table(["question", "reference", "before", "after"], shown)
+    write_text(folder / "samples.md", f"# Held-out samples\n\n{table}\n")
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:

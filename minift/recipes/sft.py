@@ -4,10 +4,9 @@
 
 Which numbers train is chosen with --method (recipes/methods.py; `minift methods` lists them): small matrices beside every linear
 (lora, the default), virtual tokens, biases, adapters ..., whose result is an adapter of a few per cent of the model's size; or the
-model's own weights (full, last, head), whose result is a new checkpoint. With --quantize nf4 the frozen linears are kept in 4 bits
-while an adapter trains (QLoRA, Dettmers et al. 2023, arXiv:2305.14314); whoever uses the adapter gives --quantize too.
-Rows come from files of any known format (minift/data/sources.py). Some are held out by a hash of their question, and the loss on
-them is measured before, during and after.
+model's own weights (full, last, head), whose result is a new checkpoint.
+With --quantize nf4 the frozen linears are in 4 bits (QLoRA, arXiv:2305.14314); whoever uses the adapter gives --quantize too.
+Rows come from files of any known format (minift/data/sources.py). Some are held out by a hash of their question, to measure the loss on.
 Batches hold examples of similar length (--batching bucketed) or several examples to a row (packed); docs/batching.md has the
 measurement behind the default. Proved in tests/recipes/test_sft.py. Left out: preferences and rewards (other recipes)."""
 
@@ -26,7 +25,7 @@ from minift import folder as folders
 from minift import peft
 from minift.data.batches import Batch, Example, by_length, micro_batches, pack, pad
 from minift.data.examples import Learn, Report, build, prompt_ids
-from minift.data.sources import Row, read
+from minift.data.sources import read
 from minift.data.split import split_rows
 from minift.errors import InputError
 from minift.evaluate.perplexity import Perplexity, perplexity
@@ -42,7 +41,7 @@ from minift.peft.wrapper import plain_weight
 from minift.quant import Scheme
 from minift.recipes.loading import MIXED, load_sets, use_template
 from minift.recipes.methods import FLAGS, METHODS, method_config
-from minift.recipes.report import draw_loss, markdown_table
+from minift.recipes.report import draw_loss, write_samples
 from minift.tokenizer import Tokenizer
 from minift.train.loop import LoopConfig, Outcome, fit
 from minift.train.precision import autocast
@@ -299,10 +298,3 @@ def describe(train: Report, valid: Report) -> str:
             some = ", ".join(report.without_answer[:3]) + (" ..." if len(report.without_answer) > 3 else "")
             lines.append(f"{len(report.without_answer)} {name} rows have no answer and are left out: {some}")
     return "\n".join(lines)
-
-
-def write_samples(folder: Path, rows: Sequence[Row], before: Sequence[str], after: Sequence[str]) -> None:
-    """samples.md: questions, the reference answers, and what the model said before and after."""
-    shown = [(row.question.replace("\x1f", " ").replace("\x1e", ": "), row.answer, b, a) for row, b, a in zip(rows, before, after)]
-    table = markdown_table(["question", "reference", "before", "after"], shown)
-    write_text(folder / "samples.md", f"# Held-out samples\n\n{table}\n")

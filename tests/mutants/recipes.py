@@ -27,7 +27,7 @@ MUTANTS = [
     Mutant("packed_rows_see_each_other", SFT, "model(batch.token_ids, segments=batch.segments)", "model(batch.token_ids)", TEST_SFT),
     Mutant("the_adapters_template_is_not_read", "minift/recipes/loading.py", "if template.exists():", "if False:", TEST_USING),
     Mutant("answers_do_not_end_where_the_template_ends_them", "minift/recipes/loading.py", "tokenizer.end_ids.add(end_of_turn(tokenizer))", "pass", TEST_USING),
-    Mutant("a_merge_without_the_merging", "minift/recipes/merge.py", "    peft.merge(model)\n", "", TEST_USING),
+    Mutant("a_merge_without_the_merging", "minift/recipes/merge.py", "report = peft.merge(model, config.requantize)", "report = {}", TEST_USING),
     Mutant("a_new_conversation_remembers", "minift/recipes/chat.py", "            messages = list(opening)\n            print(", "            print(", TEST_USING),
     Mutant("repeated_blocks_are_counted_once", "minift/recipes/inspect.py", "numbers = times * prod(shape)", "numbers = prod(shape)", TEST_USING),
     Mutant("new_weights_without_the_runs_seed", PRETRAIN, "    torch.manual_seed(config.seed)\n", "", TEST_PRETRAIN),

@@ -285,11 +285,10 @@ def test_trap23_a_merge_into_bf16_keeps_four_fifths_and_one_into_float32_all():
 
 
 def test_what_survived_adds_up_and_the_sum_is_that_of_the_whole():
-    a, b = torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0])
     one = Survived(24.0, 25.0, 25.0)                                               # <(3, 4), (4, 3)> = 24, lengths 5
     assert one.cosine == 0.96 and one.size == 1
     both = one + Survived(0.0, 0.0, 75.0)                                          # and a module where nothing came through
-    assert (both.cosine, both.size) == (24 / 50, 0.5) and torch.dot(a, b) == 24
+    assert (both.cosine, both.size) == (24 / 50, 0.5)
     assert Survived().cosine == Survived().size == 0
 
 
