@@ -4,7 +4,7 @@
 
 Each load is a program of its own. Its peak (VmHWM: resident memory at its highest, as the kernel counts it) before the load, when everything is
 imported and each scheme has quantized one small matrix, is the baseline; the rise of the peak over it is compared with
-    the loaded model + one slice of the file (32 MB) + the work on one piece of 2^18 numbers
+    the loaded model + one slice of the file (32 MB of what stays full; 8 MB and the work on 2^18 numbers of what is quantized)
 and with reading the full model first and quantizing it then. GPT-2's matrices lie transposed in the file: there one whole matrix is added."""
 
 import json
@@ -64,7 +64,7 @@ def main() -> None:
             for scheme, how in cases:
                 row = {"model": name, "stored": stored, "file_MB": mb(size), "largest_linear_MB": mb(largest), "scheme": scheme, "how": how}
                 command = [sys.executable, "-c", LOAD, str(folder), stored, scheme, how]
-                found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+                found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
                 row |= {"baseline_MB": mb(found["baseline"]), "rise_MB": mb(found["rise"]), "loaded_MB": mb(found["model"])}
                 row |= {"over_MB": mb(found["rise"] - found["model"]), "seconds": round(found["seconds"], 1)}
                 rows.append(row)

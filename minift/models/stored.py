@@ -93,8 +93,8 @@ def some(names: list[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def slices(tensor: Stored, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
-    """The tensor's rows in pieces of at most 32 MB and a multiple of rows: (first row, values).
+def slices(tensor: Stored, multiple: int = 1, most: int = 32 * 2**20) -> Iterator[tuple[int, Tensor]]:
+    """The tensor's rows in pieces of at most 32 MB, or `most` bytes, and a multiple of rows: (first row, values).
 
     The file is opened for each piece and closed after it, because the pages of a mapping count as this process's memory
     as long as the mapping lives."""
@@ -102,7 +102,7 @@ def slices(tensor: Stored, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
     width = FLOATS.get(tensor.dtype, 8)
     for size in tensor.shape[1:]:
         width *= size
-    step = max(1, SLICE_BYTES // max(1, width * multiple)) * multiple
+    step = max(1, min(most, SLICE_BYTES) // max(1, width * multiple)) * multiple
     for first in range(0, rows, step):
         with safe_open(tensor.file, framework="pt") as opened:
             yield first, opened.get_slice(tensor.name)[first : first + step]

@@ -4,8 +4,8 @@
     write_model(model, "new-folder")                         # nf4, fp4, int8: transformers + bitsandbytes load it
     model = read_model("new-folder")                         # and we load theirs
 
-Quantizing goes piece by piece: a slice of at most 32 MB of the file, of which 2^18 numbers at a time become codes. So the peak is the
-quantized model, one slice and the work on one piece; the full matrix never exists, except for GPT-2's, which lie transposed and are read whole.
+Quantizing goes piece by piece: 8 MB of the file are read, of which 2^18 numbers at a time become codes. So the peak is the quantized model
+and the reading of one slice (32 MB of what stays full); the full matrix never exists, except for GPT-2's, which lie transposed and are read whole.
 The result is that of quantize_model on the full model, to the bit. What stays full (head, embeddings, norms, biases) is in `dtype`.
 A linear in a folder is quantized if its weight is stored so: config.json tells how, not which. Products are computed in the model's dtype.
 What the tensors are called is in layout.py. Proved in tests/quant/test_folder.py and tests/parity/test_bitsandbytes_folder.py."""
@@ -32,8 +32,8 @@ from minift.quant.model import put, quantizable
 from minift.quant.nested import shrink
 from minift.quant.tensor import Quantized, Scheme, quantize, tensors, with_tensors
 
-PIECE = 2**18
-"""Numbers that are quantized at once."""
+SLICE, PIECE = 8 * 2**20, 2**18
+"""Bytes that are read at once, and numbers that are quantized at once."""
 
 
 def read_model(
@@ -160,7 +160,7 @@ def pieces(source: Stored, transposed: bool, dtype: torch.dtype) -> Iterator[Ten
     """Some rows after the other, (rows, K) in dtype; so many that no block of 64 numbers is cut."""
     K = source.shape[0 if transposed else 1]
     even = 64 // math.gcd(64, K)                                           # as many rows hold whole blocks
-    parts = [(0, read(source, True, dtype, "cpu"))] if transposed else slices(source, multiple=even)
+    parts = [(0, read(source, True, dtype, "cpu"))] if transposed else slices(source, even, SLICE)
     for _, rows in parts:
         for piece in rows.split(max(1, PIECE // (even * K)) * even):
             yield piece.to(dtype)
