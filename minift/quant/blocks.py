@@ -13,6 +13,7 @@ whole blocks and a division in a short last one, and there a is at least 1e-38.
 The two functions called plain say what is computed; on a CPU lookup.py does it, on a GPU minift_kernels.
 Proved in tests/quant/test_blocks.py and tests/parity/test_bitsandbytes.py."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -56,7 +57,7 @@ def quantize(weight: Tensor, scheme: str, block_size: int = 64, double_quant: bo
         from minift_kernels.quantize import quantize_4bit                             # triton: only where a GPU is
 
         packed, absmax = quantize_4bit(w.contiguous(), four_bit_map(scheme, w.device), block_size)
-    elif on_cpu(w):
+    elif lookup.on_cpu(w):
         whole = w.numel() // block_size * block_size                                  # numbers in whole blocks
         packed, absmax = lookup.quantize(w.reshape(-1)[:whole], scheme, block_size, SMALLEST) if whole else plain_quantize(w, scheme, block_size)
         if 0 < whole < w.numel():
@@ -69,27 +70,24 @@ def quantize(weight: Tensor, scheme: str, block_size: int = 64, double_quant: bo
 
 def dequantize(q: FourBit, dtype: torch.dtype | None = None) -> Tensor:
     """The numbers, in q.dtype or `dtype`: computed in float32, rounded once."""
-    dtype, n = dtype or q.dtype, torch.Size(q.shape).numel()
+    dtype = dtype or q.dtype
     if on_gpu(q.packed):
         from minift_kernels.dequantize import dequantize_4bit
 
-        absmax, *nested = for_kernels(q)
+        n, (absmax, *nested) = math.prod(q.shape), for_kernels(q)
         return dequantize_4bit(q.packed, absmax, four_bit_map(q.scheme, q.packed.device), n, q.block_size, dtype, *nested).view(q.shape)
-    if not on_cpu(q.packed):
+    if not lookup.on_cpu(q.packed):
         return plain_dequantize(q, dtype)
-    out = lookup.fresh(n, dtype)
-    size = max(lookup.NUMBERS, q.block_size)
-    for part, values in zip(out.split(size), lookup.scaled(q.packed, plain_absmax(q), VALUES[q.scheme], q.block_size, size)):
-        part.copy_(values[: len(part)])
-    return out.view(q.shape)
+    return lookup.assemble(lookup.scaled(q.packed, plain_absmax(q), VALUES[q.scheme], q.block_size, lookup.NUMBERS), q.shape, dtype)
 
 
 def rows(q: FourBit) -> Iterator[Tensor]:
     """The rows of (N, K) on a CPU, float32, some at a time in a buffer that is used again: look, use, let go."""
     N, K = q.shape
-    R = lookup.rows_at_a_time(N, K, q.block_size)
+    R, n = lookup.rows_at_a_time(N, K, q.block_size), 0
     for values in lookup.scaled(q.packed, plain_absmax(q), VALUES[q.scheme], q.block_size, R * K):
-        yield values[: len(values) // K * K].view(-1, K)                              # without the last byte's empty half
+        yield values[: min(R, N - n) * K].view(-1, K)                                 # without the last byte's empty half
+        n += R
 
 
 def plain_quantize(weight: Tensor, scheme: str, block_size: int) -> tuple[Tensor, Tensor]:
@@ -108,7 +106,7 @@ def plain_quantize(weight: Tensor, scheme: str, block_size: int) -> tuple[Tensor
 
 def plain_dequantize(q: FourBit, dtype: torch.dtype) -> Tensor:
     """Line for line as above."""
-    n = torch.Size(q.shape).numel()
+    n = math.prod(q.shape)
     codes = torch.stack([q.packed >> 4, q.packed & 15], dim=1).flatten()[:n]
     values = four_bit_map(q.scheme, q.packed.device)[codes.long()] * plain_absmax(q).repeat_interleave(q.block_size)[:n]
     return values.to(dtype).view(q.shape)
@@ -128,8 +126,3 @@ def for_kernels(q: FourBit) -> tuple[Tensor, Tensor | None, Tensor | None, Tenso
 
 def on_gpu(t: Tensor) -> bool:
     return t.is_cuda
-
-
-def on_cpu(t: Tensor) -> bool:
-    """May lookup.py serve it? torch.compile takes the plain versions, which it can see through."""
-    return t.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -68,10 +68,17 @@ def quantize(weight: Tensor, group_size: int = 128) -> Int4:
 
 def dequantize(q: Int4, dtype: torch.dtype | None = None) -> Tensor:
     """The numbers, in q.dtype or `dtype`: computed in float32, rounded once."""
+    if lookup.on_cpu(q.packed):
+        return lookup.assemble(rows(q), q.shape, dtype or q.dtype)
+    return plain_dequantize(q).to(dtype or q.dtype)
+
+
+def plain_dequantize(q: Int4) -> Tensor:
+    """Line for line as above, float32."""
     K = q.shape[1]
     numbers = torch.stack([q.packed >> 4, q.packed & 15], dim=2).flatten(1)[:, :K].float()
     spread = lambda t: t.float().repeat_interleave(q.group_size, dim=1)[:, :K]
-    return ((numbers - spread(q.zero)) * spread(q.scale)).to(dtype or q.dtype)
+    return (numbers - spread(q.zero)) * spread(q.scale)
 
 
 def rows(q: Int4) -> Iterator[Tensor]:

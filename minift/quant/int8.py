@@ -57,4 +57,6 @@ def rows(q: Int8) -> Iterator[Tensor]:
 
 def dequantize(q: Int8, dtype: torch.dtype | None = None) -> Tensor:
     """The numbers, in q.dtype or `dtype`: computed in float32, rounded once."""
+    if lookup.on_cpu(q.packed):
+        return lookup.assemble(rows(q), q.shape, dtype or q.dtype)
     return (q.packed * q.absmax[:, None] * (1 / 127)).to(dtype or q.dtype)

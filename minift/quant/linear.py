@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from minift.errors import InputError
 from minift.models.linear import linear
 from minift.models.linear import rows as rows_of
-from minift.quant.blocks import FourBit, for_kernels, on_cpu, on_gpu
+from minift.quant.blocks import FourBit, for_kernels, on_gpu
+from minift.quant.lookup import on_cpu
 from minift.quant.tensor import Quantized, Scheme, dequantize, quantize, rows, tensors, with_tensors
 from minift_kernels.codes import four_bit_map
 
@@ -89,7 +90,7 @@ class FrozenProduct(torch.autograd.Function):
         ctx.q = q
         flat = rows_of(x)                                                             # (M, K)
         if len(flat) <= FEW and (product := quick(flat, q)):
-            return product(flat, q).view(*x.shape[:-1], -1)
+            return product(flat, q).view(*x.shape[:-1], q.shape[0])
         return linear(x, weight_for(x, q))
 
     @staticmethod
@@ -99,9 +100,9 @@ class FrozenProduct(torch.autograd.Function):
 
 def quick(x: Tensor, q: Quantized) -> Callable[[Tensor, Quantized], Tensor] | None:
     """A way to x WT for few rows that never holds W as a whole, if there is one."""
-    if on_cpu(x):
-        return by_pieces
-    return by_kernel if on_gpu(x) and isinstance(q, FourBit) and x.dtype == q.dtype else None
+    if on_gpu(x):
+        return by_kernel if isinstance(q, FourBit) and x.dtype == q.dtype else None
+    return by_pieces if on_cpu(x) else None
 
 
 def by_pieces(x: Tensor, q: Quantized) -> Tensor:                                     # (M, K) -> (M, N)
@@ -112,7 +113,11 @@ def by_pieces(x: Tensor, q: Quantized) -> Tensor:                               
     wide, y = x.to(dtype), x.new_empty(len(x), q.shape[0], dtype=dtype)
     with torch.autocast("cpu", enabled=False):
         for W in rows(q):
-            W = (W.to(q.dtype) if shorten else W).to(dtype)
+            if dtype != torch.float32:
+                buffer = W.new_empty(W.shape, dtype=dtype) if n == 0 else buffer[: len(W)]
+                W = buffer.copy_(W.to(q.dtype) if shorten else W)
+            elif shorten:
+                W = W.to(q.dtype).float()
             if single:
                 torch.mv(W, wide[0], out=y[0, n : n + len(W)])
             else:

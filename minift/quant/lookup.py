@@ -28,11 +28,26 @@ HUGE = 4 * 2**20
 """Bytes from which numpy asks for pages of 2 MB."""
 
 
+def on_cpu(t: Tensor) -> bool:
+    """May this file serve it? torch.compile takes the plain versions, which it can see through."""
+    return t.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def fresh(n: int, dtype: torch.dtype) -> Tensor:
     """(n,) uninitialised. Large ones come from numpy, which asks Linux for large pages: 500 times fewer page faults than torch's 4 kB ones."""
     if n * dtype.itemsize < HUGE:
         return torch.empty(n, dtype=dtype)
     return torch.from_numpy(np.empty(n * dtype.itemsize, np.uint8)).view(dtype)
+
+
+def assemble(pieces: Iterator[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """One tensor of these pieces, in their order; more numbers than it has are left out."""
+    out, n = fresh(math.prod(shape), dtype), 0
+    for piece in pieces:
+        part = out[n : n + piece.numel()]
+        part.view(-1, *piece.shape[1:]).copy_(piece) if len(part) == piece.numel() else part.copy_(piece[: len(part)])
+        n += len(part)
+    return out.view(shape)
 
 
 @functools.cache
@@ -83,11 +98,11 @@ def quantize(weight: Tensor, scheme: str, block_size: int, smallest: float) -> t
     n, (table, middles, order) = weight.numel(), cells(scheme)
     packed, absmax = torch.empty(n // 2, dtype=torch.uint8), torch.empty(n // block_size, dtype=torch.float32)
     size = min(NUMBERS, n)
-    flat, index, codes = (torch.empty(size, dtype=dtype) for dtype in (torch.float32, torch.int32, torch.uint8))
+    flat, wide, index, codes = (torch.empty(size, dtype=dtype) for dtype in (torch.float32, torch.float32, torch.int32, torch.uint8))
     for w, a, bytes_out in zip(weight.reshape(-1).split(size), absmax.split(size // block_size), packed.split(size // 2)):
         m = len(w)
         u, c = flat[:m].view(-1, block_size), codes[:m]
-        w = w.float().view(-1, block_size)
+        w = (w if w.dtype == torch.float32 else wide[:m].copy_(w)).view(-1, block_size)
         torch.amax(torch.abs(w, out=u), 1, out=a)
         inverse = 1 / a.clamp(min=smallest)                                           # (blocks,)
         torch.mul(w, inverse[:, None], out=u)

@@ -41,7 +41,7 @@ def quantize(weight: Tensor, scheme: Scheme, block_size: int | None = None, doub
         raise InputError(f"quantize takes floating-point numbers, these are {weight.dtype}: codes must not be quantized again")
     if weight.ndim != 2 or weight.numel() == 0:
         raise InputError(f"quantize takes a matrix (N, K) with something in it, this has shape {tuple(weight.shape)}: reshape it first")
-    if not torch.isfinite(weight.detach().sum(dtype=torch.float32)) and not torch.isfinite(weight).all():      # the first is quick
+    if not torch.isfinite(weight.detach().sum()) and not torch.isfinite(weight).all():               # the first is quick
         odd = (~torch.isfinite(weight)).nonzero()[0].tolist()
         raise InputError(f"the weight holds {weight[tuple(odd)].item()} at {odd}: one such number would make its whole block meaningless")
     if scheme == "int8":
@@ -54,7 +54,7 @@ def quantize(weight: Tensor, scheme: Scheme, block_size: int | None = None, doub
             raise InputError(f"block_size is {size!r}: int4 needs a whole number of columns per group, at least 8")
         return int4.quantize(weight, size)
     size = 64 if block_size is None else block_size
-    if size not in blocks.BLOCK_SIZES:
+    if not isinstance(size, int) or size not in blocks.BLOCK_SIZES:
         raise InputError(f"block_size is {size!r}: {scheme} takes one of {', '.join(map(str, blocks.BLOCK_SIZES))}")
     return blocks.quantize(weight, scheme, size, double_quant)
 
