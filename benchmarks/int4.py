@@ -2,7 +2,7 @@
 
     python -m benchmarks.int4
 
-Held-out docstrings (modules that neither pre-training nor calibration saw), windows of 256 tokens cut once. Every row scores the same
+Held-out docstrings (modules that neither pre-training nor calibration saw), windows cut once. Every row scores the same
 windows; what is compared is the loss per window with that of the full weights, and the interval is over windows: 1.96 standard errors of
 the mean of paired differences. GPTQ and AWQ calibrate on training modules' documents, three draws of 64 windows each: their choice is
 the only chance in it, and its spread is told. Accuracy only: no speed is measured. Minutes on 2 cores; docs/int4.md is written from it."""
@@ -25,7 +25,9 @@ from minift.quant import awq, gptq, nbytes, quantize_model
 from minift.quant.linear import QuantizedLinear
 from minift.recipes.report import markdown_table
 
-CONTEXT, MEASURED, CALIBRATION, DRAWS = 256, 96, 64, 3
+CONTEXT, MEASURED, CALIBRATION, DRAWS = 256, 64, 64, 3
+GROUP = 128
+"""Of GPTQ and AWQ."""
 PAGE = Path(__file__).parents[1] / "docs" / "int4.md"
 MARKS = "<!-- table -->", "<!-- end of table -->"
 NEAREST = [("int8", "int8", None), ("nf4", "nf4", 64), ("fp4", "fp4", 64)] + [(f"int4, groups of {g}", "int4", g) for g in (32, 64, 128)]
@@ -47,17 +49,16 @@ def main() -> None:
         quantize_model(rounded, scheme, size)
         rows.append(row(name, rounded, [losses(rounded)], full, bytes_per_token))
     training = pydocs.documents("train")
-    for size in (32, 128):
-        for name, method in (("GPTQ", gptq), ("AWQ", awq)):
-            found = []
-            for draw in range(DRAWS):
-                texts = random.Random(draw).sample(training, len(training) // DRAWS)
-                ids = torch.tensor([window.ids for window in text_windows(tokenizer, texts, CONTEXT, CALIBRATION)])
-                rounded = copy.deepcopy(model)
-                method.quantize_model(rounded, ids.split(8), size)
-                found.append(losses(rounded))
-            rows.append(row(f"int4, groups of {size}, {name}", rounded, found, full, bytes_per_token))
-    store("int4", {"context": CONTEXT, "windows": len(windows), "calibration": CALIBRATION, "draws": DRAWS, "rows": rows})
+    for name, method in (("GPTQ", gptq), ("AWQ", awq)):
+        found = []
+        for draw in range(DRAWS):
+            texts = random.Random(draw).sample(training, len(training) // DRAWS)
+            ids = torch.tensor([window.ids for window in text_windows(tokenizer, texts, CONTEXT, CALIBRATION)])
+            rounded = copy.deepcopy(model)
+            method.quantize_model(rounded, ids.split(8), GROUP)
+            found.append(losses(rounded))
+        rows.append(row(f"int4, groups of {GROUP}, {name}", rounded, found, full, bytes_per_token))
+    store("int4", {"context": CONTEXT, "windows": len(windows), "calibration": CALIBRATION, "draws": DRAWS, "group": GROUP, "rows": rows})
     before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
     PAGE.write_text(before + MARKS[0] + "\n" + table(rows, len(windows)) + MARKS[1] + rest.split(MARKS[1])[1], encoding="utf-8")
 
@@ -92,7 +93,7 @@ def table(rows: list[dict], windows: int) -> str:
     ] for r in rows]    # fmt: skip
     header = ["weights", "bits per weight", "nats per token", "bits per byte", "nats added", "perplexity added", "three calibration draws"]
     m = machine()
-    made = f"{m['cpu']}, {m['threads']} threads, torch {m['torch']}, Python {m['python']}, commit {m['commit']}"
+    made = f"{m['cpu']}, {m['threads']} thread{'s' if m['threads'] > 1 else ''}, torch {m['torch']}, Python {m['python']}, commit {m['commit']}"
     return markdown_table(header, shown) + f"\n\n{windows} windows of {CONTEXT} tokens; {made}.\n"
 
 
