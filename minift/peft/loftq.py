@@ -69,7 +69,8 @@ class LoftQ(LoRA):
         rounded = {}                                                                  # in place when all of them are there: nothing can fail then
         for path, base in linears.items():
             scale = small[path].scale if path in small else 1.0
-            q, A, B = alternate(base.weight, self, self.iterations if path in small else 0, len(small[path].A) if path in small else 0, scale)
+            steps, rank = (self.iterations, len(small[path].A)) if path in small else (0, 0)
+            q, A, B = alternate(base.weight, self, steps, rank, scale)
             if path in small:
                 small[path].A.copy_(A)
                 small[path].B.copy_(B)

@@ -64,8 +64,9 @@ class PiSSA(LoRA):
             if not quantized and not base.weight.is_floating_point():
                 raise InputError(f"PiSSA needs the weight's own numbers, and {names[path]} is {base.weight.dtype}: load the base unquantized")
             if quantized and not self.as_lora:
-                raise InputError(f"{names[path]} is in {base.q.scheme}, whose singular vectors are not those of the weight it was rounded from: A and"
-                                 " B alone would be read with the wrong A0 and B0. Save it as plain LoRA (as_lora=True), or load the base unquantized")    # fmt: skip
+                raise InputError(f"{names[path]} is in {base.q.scheme}, whose singular vectors are not those of the weight it was rounded from: A"
+                                 " and B alone would be read with the wrong A0 and B0. Save it as plain LoRA (as_lora=True), or load the base"
+                                 " unquantized")    # fmt: skip
             rank, most = self.size(names[path])[0], min((base.out_features, base.in_features) if quantized else base.weight.shape)
             if rank > most:
                 raise InputError(f"PiSSA rank is {rank}, but {names[path]} has only {most} singular vectors: choose a lower rank, for this"

@@ -154,6 +154,7 @@ def report(task: Task, rows: dict[str, Measured | str], left_out: Sequence[str],
     good = {name: row for name, row in rows.items() if isinstance(row, Measured)}
     what = "say what a Python function does, from its signature" if task.docstrings else "answer the questions of the given file"
     spread = "± is the sample standard deviation over the seeds (order of the rows, new weights)" if task.seeds > 1 else "One seed: no spread is known"
+    in_bits = f" in {task.quantize}" if task.quantize else ""
     why = "they need an option of their own, or train what is quantized" if task.quantize else "they need an option of their own"
     not_run = f" Left out, as {why}: {', '.join(left_out)}." if left_out else ""
     given = [f"{name} with {key} {value}" for name, options in OPTIONS.items() if name in rows for key, value in options.items()]
@@ -162,7 +163,7 @@ def report(task: Task, rows: dict[str, Measured | str], left_out: Sequence[str],
     pictures = "![held-out loss against trained parameters](quality.png)\n\n![what each method costs](costs.png)" if good else ""
     return f"""# {len(good)} fine-tuning methods, measured
 
-**Task.** {what[0].upper() + what[1:]}; model `{task.model}`{f' in {task.quantize}' if task.quantize else ''}; {len(task.train):,} rows to learn from, {len(task.valid)} that choose the rate, {len(task.judged)} that judge.
+**Task.** {what[0].upper() + what[1:]}; model `{task.model}`{in_bits}; {len(task.train):,} rows to learn from, {len(task.valid)} that choose the rate, {len(task.judged)} that judge.
 Every method: {task.steps} steps of at most {task.batch_tokens} tokens, the same rows in the same order, {task.precision}, AdamW, cosine; the best of {len(task.rates)} rates
 ({", ".join(f"{rate:g}" for rate in task.rates)} times its default), {task.seeds} seed{"s" if task.seeds > 1 else ""}. {spread}.{not_run}{own}
 

@@ -74,10 +74,11 @@ def test_qlora_from_training_to_a_merged_checkpoint(minift, tune, measured, smal
 
 
 def test_a_resumed_qlora_run_is_the_uninterrupted_one(tune):
-    whole = tune("--quantize", "nf4", "--rank", 2, "--max-steps", 4, "--eval-every", 2, "--schedule", "constant", out="whole")
-    tune("--quantize", "nf4", "--rank", 2, "--max-steps", 2, "--eval-every", 2, "--schedule", "constant", out="parts")
-    assert "quantize was 'nf4', is None" in tune("--rank", 2, "--max-steps", 4, "--eval-every", 2, "--schedule", "constant", "--resume", out="parts")[2]
-    status, _, complaint, run = tune("--quantize", "nf4", "--rank", 2, "--max-steps", 4, "--eval-every", 2, "--schedule", "constant", "--resume", out="parts")
+    common, packed = ("--rank", 2, "--eval-every", 2, "--schedule", "constant"), ("--quantize", "nf4")
+    whole = tune(*packed, *common, "--max-steps", 4, out="whole")
+    tune(*packed, *common, "--max-steps", 2, out="parts")
+    assert "quantize was 'nf4', is None" in tune(*common, "--max-steps", 4, "--resume", out="parts")[2]
+    status, _, complaint, run = tune(*packed, *common, "--max-steps", 4, "--resume", out="parts")
     assert status == 0, complaint
     one, other = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (whole[3], run))
     assert all(torch.equal(one[key], other[key]) for key in one)
