@@ -89,7 +89,7 @@ class FrozenProduct(torch.autograd.Function):
     def forward(ctx, x: Tensor, q: Quantized) -> Tensor:
         ctx.q = q
         flat = rows_of(x)                                                             # (M, K)
-        if len(flat) <= FEW and (product := quick(flat, q)):
+        if 0 < len(flat) <= FEW and (product := quick(flat, q)):
             return product(flat, q).view(*x.shape[:-1], q.shape[0])
         return linear(x, weight_for(x, q))
 

@@ -36,7 +36,8 @@ def quantize(weight: Tensor, scheme: Scheme, block_size: int | None = None, doub
     if scheme not in get_args(Scheme):
         raise InputError(f"no scheme is called {scheme!r}: choose one of {', '.join(get_args(Scheme))}")
     if not isinstance(weight, Tensor):
-        raise InputError(f"quantize takes a tensor, this is a {type(weight).__name__}" + (": it is quantized already" if isinstance(weight, Quantized) else ""))
+        already = ": it is quantized already" if isinstance(weight, Quantized) else ""
+        raise InputError(f"quantize takes a tensor, this is a {type(weight).__name__}{already}")
     if not weight.is_floating_point():
         raise InputError(f"quantize takes floating-point numbers, these are {weight.dtype}: codes must not be quantized again")
     if weight.ndim != 2 or weight.numel() == 0:

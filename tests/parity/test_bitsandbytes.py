@@ -21,7 +21,8 @@ def their_values(packed, state, n):
     if state.nested:
         absmax = theirs.dequantize_blockwise(state.absmax, state.state2) + state.offset
     whole = torch.nn.functional.pad(packed.flatten(), (0, len(absmax) * state.blocksize // 2 - packed.numel()))
-    return torch.ops.bitsandbytes.dequantize_4bit(whole, absmax, state.blocksize, state.quant_type, (len(absmax), state.blocksize), state.dtype).flatten()[:n]
+    shape = (len(absmax), state.blocksize)
+    return torch.ops.bitsandbytes.dequantize_4bit(whole, absmax, state.blocksize, state.quant_type, shape, state.dtype).flatten()[:n]
 
 
 def same(w, scheme, block_size, double_quant):

@@ -28,7 +28,7 @@ def test_the_zero_point_by_hand():
 @pytest.mark.parametrize("low, high, zero", [(0.5, 1.0, 0), (-1.0, -0.5, 15)])
 def test_a_group_of_one_sign_still_has_zero_on_its_grid(low, high, zero):
     q = quant.quantize(torch.linspace(low, high, 16)[None], "int4", 16)
-    assert q.zero.item() == zero
+    assert q.zero.item() == zero and q.scale.item() == torch.tensor(1 / 15).half().item()                     # from 0 to 1, or from -1 to 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -1,0 +1,43 @@
+"""Planted bugs in quantized weights; each must make the named test file fail."""
+
+from tests.mutants.mutant import Mutant
+
+BLOCKS, LOOKUP, NESTED = "minift/quant/blocks.py", "minift/quant/lookup.py", "minift/quant/nested.py"
+INT8, INT4, TENSOR, LINEAR = "minift/quant/int8.py", "minift/quant/int4.py", "minift/quant/tensor.py", "minift/quant/linear.py"
+
+
+def mutant(name: str, file: str, old: str, new: str, test: str) -> Mutant:
+    return Mutant(name=name, file=file, old=old, new=new, test=f"tests/quant/test_{test}.py")
+
+
+MUTANTS = [
+    mutant("quant_first_of_a_pair_in_the_low_half", LOOKUP, "torch.add(c[1::2], c[0::2], alpha=16", "torch.add(c[0::2], c[1::2], alpha=16", "blocks"),
+    mutant("quant_pairs_the_wrong_way_round", LOOKUP, "[v.repeat_interleave(16), v.repeat(16)]", "[v.repeat(16), v.repeat_interleave(16)]", "blocks"),
+    mutant("quant_last_short_block_takes_the_absmax_before", LOOKUP, "piece[whole:].mul_(a[-1])", "piece[whole:].mul_(a[-2:][0])", "blocks"),
+    mutant("quant_middles_go_up", LOOKUP, "inverse[at // block_size], middles)", "inverse[at // block_size], middles, right=True)", "blocks"),
+    mutant("quant_unsure_cells_trusted", LOOKUP, "    table[home + 32768] = UNSURE\n", "", "lookup"),
+    mutant("quant_fixed_with_a_neighbours_absmax", LOOKUP, "inverse[at // block_size]", "inverse[at // block_size - 1]", "lookup"),
+    mutant("quant_order_of_fp4_forgotten", LOOKUP, "order.to(torch.uint8)", "torch.arange(16, dtype=torch.uint8)", "blocks"),
+    mutant("quant_sign_lost_in_absmax", LOOKUP, "torch.abs(w, out=u)", "u.copy_(w)", "blocks"),
+    mutant("quant_rows_keep_the_empty_half", BLOCKS, "values[: min(R, N - n) * K]", "values[: len(values) // K * K]", "lookup"),
+    mutant("quant_short_block_padded_with_ones", BLOCKS, "(0, -n % block_size))", "(0, -n % block_size), value=1.0)", "blocks"),
+    mutant("nested_offset_forgotten", NESTED, "return values.add_(nested.offset)", "return values", "nested"),
+    mutant("nested_mean_not_taken_away", NESTED, "pad(absmax - offset, ", "pad(absmax, ", "nested"),
+    mutant("nested_scale_of_the_block_before", NESTED, "nested.absmax[: whole // BLOCK, ", "nested.absmax.roll(1)[: whole // BLOCK, ", "nested"),
+    mutant("nested_zero_over_zero_spreads", NESTED, ".nan_to_num(nan=-1.0)", "", "nested"),
+    mutant("int8_scale_per_column", INT8, "torch.amax(W.abs(), 1, out=a)", "a.copy_(W.abs().amax(0)[: len(a)] if len(a) <= K else 1)", "int8"),
+    mutant("int8_128_steps", INT8, ".mul_(1 / 127)", ".mul_(1 / 128)", "int8"),
+    mutant("int8_cut_off_instead_of_rounded", INT8, ".round_())", ".trunc_())", "int8"),
+    mutant("int4_zero_point_off_by_one", INT4, "(-low / scale.float()).round()", "(-low / scale.float() + 1).round()", "int4"),
+    mutant("int4_zero_left_out_of_the_range", INT4, "groups.amin(2).clamp(max=0)", "groups.amin(2)", "int4"),
+    mutant("int4_sixteen_steps", INT4, "((high - low) / 15)", "((high - low) / 16)", "int4"),
+    mutant("int4_short_group_takes_the_first_scale", INT4, ".sub_(z[:, -1:]).mul_(s[:, -1:])", ".sub_(z[:, :1]).mul_(s[:, :1])", "int4"),
+    mutant("quant_infinity_let_in", TENSOR, "if not torch.isfinite(weight.detach().sum())", "if weight.detach().sum().isnan()", "tensor"),
+    mutant("frozen_backward_without_transpose", LINEAR, "weight_for(dy, ctx.q).T), None", "weight_for(dy, ctx.q)), None", "linear"),
+    mutant("frozen_keeps_its_weight", LINEAR, "return linear(x, weight_for(x, q))\n\n    @", "W = weight_for(x, q)\n        ctx.save_for_backward(W)\n"
+           "        return linear(x, W)\n\n    @", "linear"),
+    mutant("linear_scales_follow_the_dtype", LINEAR, "{name: t.to(fn(t).device) for", "{name: fn(t) for", "linear"),
+    mutant("linear_bias_forgotten", LINEAR, "return y if self.bias is None else y + self.bias.to(y.dtype)", "return y", "linear"),
+    mutant("linear_pieces_overwrite_each_other", LINEAR, "                y[:, n : n + len(W)] = wide @ W.T\n            n += len(W)",
+           "                y[:, n : n + len(W)] = wide @ W.T\n            n += len(W) - (n > 0)", "linear"),
+]  # fmt: skip
