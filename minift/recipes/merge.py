@@ -5,7 +5,7 @@ merged weight is computed in float32 and rounded once, which may lose a small ch
 On a base in 4 or 8 bits (--quantize, or a folder that is quantized) the result is in --dtype all through: the rounded weights plus the
 change, which is the model that was trained. --requantize rounds it to the same scheme again, which loses most of a small change
 (trap 23), and says how much of it is left.
-Proved in tests/recipes/test_using.py."""
+Proved in tests/recipes/test_using.py and test_qlora.py."""
 
 from dataclasses import dataclass
 from pathlib import Path

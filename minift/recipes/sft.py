@@ -8,7 +8,7 @@ model's own weights (full, last, head), whose result is a new checkpoint.
 With --quantize nf4 the frozen linears are in 4 bits (QLoRA, arXiv:2305.14314); whoever uses the adapter gives --quantize too.
 Rows come from files of any known format (minift/data/sources.py). Some are held out by a hash of their question, to measure the loss on.
 Batches hold examples of similar length (--batching bucketed) or several examples to a row (packed); docs/batching.md has the
-measurement behind the default. Proved in tests/recipes/test_sft.py. Left out: preferences and rewards (other recipes)."""
+measurement behind the default. Proved in tests/recipes/test_sft.py and test_qlora.py. Left out: preferences and rewards (other recipes)."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence

@@ -19,6 +19,7 @@ from minift.data.examples import build
 from minift.data.pydocs import Pair
 from minift.errors import InputError
 from minift.evaluate.perplexity import perplexity
+from minift.quant import QuantizedLinear
 from minift.recipes import compare, compare_row
 from minift.recipes.compare import QUICK, Config, by_default, prepare, run, with_quick
 from minift.recipes.compare_findings import findings, machine, report
@@ -32,6 +33,7 @@ SOME = dict(steps=3, batch_tokens=256, rates=(0.5, 2.0), judged=4, new_tokens=4,
 FAILING = """
 import sys
 from minift.errors import InputError
+from minift.quant import QuantizedLinear
 from minift.recipes import compare_row, sft
 choose = sft.choose_parameters
 def choose_parameters(model, config, tokenizer=None):
@@ -353,6 +355,19 @@ def test_quick_changes_what_was_left_alone():
 
 def test_by_default_all_methods_run_that_can_without_an_option():
     assert "tokens" not in by_default() and {"full", "last", "head", "lora"} <= set(by_default())
+    assert set(by_default()) - set(by_default("nf4")) == {"full", "last"}
+
+
+@pytest.mark.parametrize("method", ["lora", "loftq", "head"])
+def test_on_a_quantized_base_every_row_keeps_its_linears_so(own, method):
+    task = prepare(Config(**own, **SOME, seeds=1, quantize="int4"), say=lambda text: None)
+    tokenizer = folders.load(task.model)[1]
+    train_set, valid_set = (build(rows, tokenizer, max_length=task.max_length)[0] for rows in (task.train, task.valid))
+    run = train(task, method, 1e-3, 0, tokenizer, train_set, valid_set)
+    found = {module.q.scheme for module in run.model.modules() if isinstance(module, QuantizedLinear)}
+    assert found == {"int4"} and run.counts.total > sum(p.numel() for p in run.model.parameters())
+    plain = prepare(Config(**own, **SOME, seeds=1), say=lambda text: None)
+    assert task.before.loss != plain.before.loss and (task.quantize, plain.quantize) == ("int4", None)
 
 
 @pytest.mark.parametrize(
