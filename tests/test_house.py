@@ -92,7 +92,7 @@ def test_the_parts_of_the_planted_bugs_are_all_of_them():
     mutants = planted()
     parts = [chosen(mutants, [f"{part}/5"]) for part in range(1, 6)]
     assert sorted(m.name for part in parts for m in part) == sorted(m.name for m in mutants) and chosen(mutants, []) == mutants
-    assert {m.name for m in chosen(mutants, ["lora_scale_forgotten"])} == {"lora_scale_forgotten"}
+    assert {m.name for m in chosen(mutants, ["rslora_ignored"])} == {"rslora_ignored"}
 
 
 def test_the_readmes_map_names_every_source_file_and_no_other():

@@ -122,3 +122,13 @@ def test_inspect_measures_an_adapter_on_the_base_it_was_trained_on(minift, tune,
     status, said, complaint = minift("inspect", run / "adapter", "--model", small_model, "--quantize", "nf4")
     assert status == 0 and "‖ΔW‖" in said, complaint
     assert "--quantize says how --model is loaded: give both" in minift("inspect", run / "adapter", "--quantize", "nf4")[2]
+
+
+def test_linears_that_the_adapter_left_alone_are_written_in_full_too(minift, tune, measured, small_model, tmp_path):
+    said, run = (found := tune("--quantize", "nf4", "--rank", 2, "--targets", "q_proj", "v_proj", "--max-steps", 1))[1], found[3]
+    merge = ("merge", "--model", small_model, "--quantize", "nf4", "--adapter", run / "adapter")
+    status, _, complaint = minift(*merge, "--dtype", "bfloat16", "--out", tmp_path / "half")
+    assert status == 0 and {t.dtype for t in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.bfloat16}, complaint
+    assert minift(*merge, "--out", tmp_path / "merged")[0] == 0
+    assert not any(isinstance(module, QuantizedLinear) for module in load(tmp_path / "merged")[0].modules())
+    assert measured("--model", tmp_path / "merged") == pytest.approx(reported(said)[1], abs=0.0006)
