@@ -6,6 +6,7 @@ from tests.mutants.mutant import Mutant
 
 MERGING, LOFTQ, QLORA = "minift/peft/merging.py", "minift/peft/loftq.py", "tests/recipes/test_qlora.py"
 bug = partial(Mutant, file="minift/peft/quantized.py", test="tests/peft/test_quantized.py")
+fused = partial(Mutant, file="minift/quant/low_rank.py", test="tests/quant/test_low_rank.py")
 loftq = partial(Mutant, file=LOFTQ, test="tests/peft/test_loftq.py")
 
 MUTANTS = [
@@ -32,4 +33,9 @@ MUTANTS = [
           new="        for path, base in [(p, b) for p, b in linears.items() if p in chosen]:\n            scale"),
     Mutant(name="sft_forgets_to_quantize", file="minift/recipes/sft.py", old='None if config.method == "loftq" else config.quantize', new="None", test=QLORA),
     Mutant(name="merge_leaves_other_linears_in_four_bits", file="minift/recipes/merge.py", old="        dequantize_model(model) ", new="        pass ", test=QLORA),
+    fused(name="fused_product_forgets_its_scale", old="A, B, scale, base.q.block_size", new="A, B, 1.0, base.q.block_size"),
+    fused(name="fused_product_forgets_the_bias", old="return y if base.bias is None else y + base.bias.to(y.dtype)", new="return y"),
+    fused(name="fused_product_for_few_rows", old=" and x.numel() > FEW * x.shape[-1])", new=")"),
+    fused(name="fused_product_with_digits_the_weight_has_not", old="torch.finfo(x.dtype).bits > torch.finfo(base.q.dtype).bits", new="False"),
+    fused(name="fused_product_thins_nothing", file="minift/peft/lora.py", old="if not (self.dropout and self.training) and (y := fused(", new="if (y := fused("),
 ]    # fmt: skip
