@@ -9,8 +9,6 @@ The dynamic maps (Dettmers 2015, arXiv:1511.04561) spend their bits on a decimal
 keeps many. The signed one quantizes absmax once more ("double quantization") and Adam's first moment; the unsigned one its second.
 Every map equals bitsandbytes' to the bit. Proved in tests/kernels/test_codes.py and tests/parity/test_bitsandbytes.py."""
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -28,21 +26,41 @@ FP4 = (
 """Code -> value: bit 3 is the sign."""
 
 
-@functools.cache
-def four_bit_map(scheme: str, device: torch.device | str = "cpu") -> Tensor:
-    """The 16 values of "nf4" or "fp4", (16,) float32 by code. Shared: do not write into it."""
-    return torch.tensor({"nf4": NF4, "fp4": FP4}[scheme], dtype=torch.float32, device=device)
-
-
-@functools.cache
-def dynamic_map(signed: bool = True, device: torch.device | str = "cpu") -> Tensor:
-    """The 256 values of the dynamic 8-bit map, (256,) float32, ascending.
-
-    Exponent i = 0..6 gets the midpoints of 2^i equal slices of [0.1, 1] (2^(i+1) unsigned), times 10^(i-6); both signs; and 0 and 1."""
+def _dynamic(signed: bool) -> tuple[float, ...]:
+    """Exponent i = 0..6 gets the midpoints of 2^i equal slices of [0.1, 1] (2^(i+1) unsigned), times 10^(i-6); both signs; and 0 and 1."""
     values = [0.0, 1.0]
     for i in range(7):
         slices = 2**i if signed else 2 ** (i + 1)
-        edges = torch.linspace(0.1, 1, slices + 1, dtype=torch.float32)
+        edges = torch.linspace(0.1, 1, slices + 1, dtype=torch.float32, device="cpu")
         means = ((edges[:-1] + edges[1:]) / 2.0).mul(10.0 ** (i - 6)).tolist()
         values += means + [-m for m in means] if signed else means
-    return torch.tensor(sorted(values), dtype=torch.float32, device=device)
+    return tuple(sorted(values))
+
+
+VALUES = {"nf4": NF4, "fp4": FP4, "signed": _dynamic(True), "unsigned": _dynamic(False)}
+"""All maps as plain numbers, which torch.compile can put into its program."""
+
+_tensors: dict[str, Tensor] = {}
+"""Map and device -> tensor, made once."""
+
+
+def four_bit_map(scheme: str, device: torch.device | str = "cpu") -> Tensor:
+    """The 16 values of "nf4" or "fp4", (16,) float32 by code. Shared: do not write into it."""
+    return _tensor({"nf4": "nf4", "fp4": "fp4"}[scheme], device)
+
+
+def dynamic_map(signed: bool = True, device: torch.device | str = "cpu") -> Tensor:
+    """The 256 values of the dynamic 8-bit map, (256,) float32, ascending. Shared: do not write into it."""
+    return _tensor("signed" if signed else "unsigned", device)
+
+
+def _tensor(name: str, device: torch.device | str) -> Tensor:
+    """The map on this device. While torch.compile looks, a made one is used, but none is kept: it could not see through functools.cache."""
+    key = f"{name} {device}"
+    if key in _tensors:
+        return _tensors[key]
+    if torch.compiler.is_compiling():
+        return torch.tensor(VALUES[name], dtype=torch.float32, device=device)
+    with torch.inference_mode(False):                                                 # what is made in there could not be used elsewhere
+        _tensors[key] = torch.tensor(VALUES[name], dtype=torch.float32, device=device)
+    return _tensors[key]

@@ -37,6 +37,8 @@ MUTANTS = [
     mutant("frozen_keeps_its_weight", LINEAR, "return linear(x, weight_for(x, q))\n\n    @", "W = weight_for(x, q)\n        ctx.save_for_backward(W)\n"
            "        return linear(x, W)\n\n    @", "linear"),
     mutant("linear_scales_follow_the_dtype", LINEAR, "{name: t.to(fn(t).device) for", "{name: fn(t) for", "linear"),
+    mutant("maps_worked_out_while_compiling", "kernels/minift_kernels/codes.py", "return torch.tensor(VALUES[name], ",
+           'return torch.tensor(_dynamic(name == "signed") if len(VALUES[name]) > 16 else VALUES[name], ', "compile"),
     mutant("linear_bias_forgotten", LINEAR, "return y if self.bias is None else y + self.bias.to(y.dtype)", "return y", "linear"),
     mutant("linear_pieces_overwrite_each_other", LINEAR, "                y[:, n : n + len(W)] = wide @ W.T\n            n += len(W)",
            "                y[:, n : n + len(W)] = wide @ W.T\n            n += len(W) - (n > 0)", "linear"),
