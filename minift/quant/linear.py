@@ -23,6 +23,7 @@ from minift.models.linear import linear
 from minift.models.linear import rows as rows_of
 from minift.quant.blocks import FourBit, for_kernels, on_gpu
 from minift.quant.lookup import on_cpu
+from minift.quant.state import state_of, with_state
 from minift.quant.tensor import Quantized, Scheme, dequantize, quantize, rows, tensors, with_tensors
 from minift_kernels.codes import four_bit_map
 
@@ -64,6 +65,19 @@ class QuantizedLinear(nn.Linear):
         dtype = fn(torch.empty(0, dtype=self.q.dtype)).dtype
         self.q = dataclasses.replace(with_tensors(self.q, moved), dtype=dtype)
         return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination |= {prefix + name: t for name, t in state_of(self.q).items()}
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+        own = {prefix + name for name in state_of(self.q)}
+        state = {name.removeprefix(prefix): t for name, t in state_dict.items() if name in own}
+        self.q, missing, wrong = with_state(self.q, state, prefix, local_metadata.get("assign_to_params_buffers", False))
+        missing_keys += [prefix + name for name in missing if strict]
+        error_msgs += wrong
+        rest = {name: t for name, t in state_dict.items() if name not in own}         # nn.Module would call ours unexpected
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, scheme={self.q.scheme}"

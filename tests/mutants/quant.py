@@ -4,6 +4,7 @@ from tests.mutants.mutant import Mutant
 
 BLOCKS, LOOKUP, NESTED = "minift/quant/blocks.py", "minift/quant/lookup.py", "minift/quant/nested.py"
 INT8, INT4, TENSOR, LINEAR = "minift/quant/int8.py", "minift/quant/int4.py", "minift/quant/tensor.py", "minift/quant/linear.py"
+STATE = "minift/quant/state.py"
 
 
 def mutant(name: str, file: str, old: str, new: str, test: str) -> Mutant:
@@ -39,6 +40,10 @@ MUTANTS = [
     mutant("linear_scales_follow_the_dtype", LINEAR, "{name: t.to(fn(t).device) for", "{name: fn(t) for", "linear"),
     mutant("maps_worked_out_while_compiling", "kernels/minift_kernels/codes.py", "return torch.tensor(VALUES[name], ",
            'return torch.tensor(_dynamic(name == "signed") if len(VALUES[name]) > 16 else VALUES[name], ', "compile"),
+    mutant("linear_no_rows_to_a_kernel", LINEAR, "if 0 < len(flat) <= FEW", "if len(flat) <= FEW", "linear"),
+    mutant("state_left_out", LINEAR, "        destination |= {prefix + name: t for name, t in state_of(self.q).items()}\n", "", "state"),
+    mutant("state_of_another_shape_taken", STATE, "not torch.equal(mine, theirs.cpu())", "False", "state"),
+    mutant("state_without_the_scheme", STATE, '{f"weight.{q.scheme}.{name}": t', '{f"weight.nf4.{name}": t', "state"),
     mutant("linear_bias_forgotten", LINEAR, "return y if self.bias is None else y + self.bias.to(y.dtype)", "return y", "linear"),
     mutant("linear_pieces_overwrite_each_other", LINEAR, "                y[:, n : n + len(W)] = wide @ W.T\n            n += len(W)",
            "                y[:, n : n + len(W)] = wide @ W.T\n            n += len(W) - (n > 0)", "linear"),

@@ -138,7 +138,7 @@ def test_training_and_inference_modes_carry_over():
 
 @pytest.mark.parametrize("scheme", ["nf4", "fp4"])
 @pytest.mark.parametrize("double_quant", [False, True])
-@pytest.mark.parametrize("M", [1, 3, 7, 8, 20])
+@pytest.mark.parametrize("M", [0, 1, 3, 7, 8, 20])
 def test_on_a_gpu_kernels_decode_where_they_multiply(monkeypatch, scheme, double_quant, M):                   # here in Triton's interpreter
     layer, x = made(scheme, N=17, K=64, double_quant=double_quant), torch.randn(M, 64, requires_grad=True)
     expected, dy = layer(x), torch.randn(M, 17)
@@ -153,7 +153,7 @@ def test_on_a_gpu_kernels_decode_where_they_multiply(monkeypatch, scheme, double
     close(y, expected, x, W + b.abs()[:, None])
     (there,) = torch.autograd.grad(y, x, dy)
     close(there, dx, dy, W.T)
-    assert called == [M]
+    assert called == ([M] if M else [])                                               # of no rows there is nothing to multiply
 
 
 def test_on_a_gpu_other_schemes_dtypes_and_many_rows_take_w_as_a_whole(monkeypatch):
