@@ -20,10 +20,8 @@ from torch import Tensor
 
 from minift_kernels.codes import dynamic_map, four_bit_map
 from minift_kernels.registry import Build, Kernel, Work
-from minift_kernels.runtime import INTERPRETED, can_launch, chip, require
-
-NESTED_BLOCK = 256
-"""Blocks whose absmax share one nested absmax."""
+from minift_kernels.runtime import INTERPRETED, can_launch, chip
+from minift_kernels.weight import NESTED_BLOCK, check_weight
 
 CONFIG = {("", "small"): (128, 4), ("", "large"): (512, 4), ("gfx942", "large"): (1024, 4)}
 """(chip or any, size) -> (words of 8 weights per program, warps). Chosen by instruction counts, not timed yet."""
@@ -73,9 +71,7 @@ def dequantize_4bit(
 ) -> Tensor:  # fmt: skip
     """(n,) numbers in `dtype`. packed: (ceil(n/2),) uint8; code_map: (16,) float32; absmax: (blocks,) float32, or uint8 with
     nested_absmax (ceil(blocks/256),) float32, nested_map (256,) float32 and offset () float32."""
-    require("dequantize", packed=(packed, torch.uint8), absmax=(absmax, torch.float32 if nested_absmax is None else torch.uint8),
-            code_map=(code_map, torch.float32), nested_absmax=(nested_absmax, torch.float32), nested_map=(nested_map, torch.float32),
-            offset=(offset, torch.float32))  # fmt: skip
+    check_weight("dequantize", (n,), packed, absmax, code_map, block_size, nested_absmax, nested_map, offset)
     odd = dtype not in (torch.float32, torch.float16, torch.bfloat16) or dtype == torch.bfloat16 and INTERPRETED
     unless = f"it does not write {dtype} here" if odd else f"it does not serve blocks of {block_size}" if block_size % 8 else ""
     if not can_launch("dequantize", packed, absmax, code_map, nested_absmax, nested_map, offset, unless=unless):

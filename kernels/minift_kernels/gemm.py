@@ -26,10 +26,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minift_kernels.dequantize import NESTED_BLOCK, dequantize_4bit, dequantize_reference, load_absmax
-from minift_kernels.dequantize import make as make_weight
-from minift_kernels.registry import CHIPS, Build, Kernel, Work
-from minift_kernels.runtime import can_launch, chip, require
+from minift_kernels.dequantize import load_absmax
+from minift_kernels.products import PEERS, POINTERS, check, make, matmul_reference, nearest, no_gradient, processors, servable, work
+from minift_kernels.registry import CHIPS, Build, Kernel
+from minift_kernels.runtime import chip
 
 MOST_ROWS = 256
 
@@ -117,43 +117,6 @@ def sum_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
-
-
-def check(kernel: str, most: int, x, packed, absmax, code_map, N, block_size, nested_absmax, nested_map, offset) -> None:
-    """Refuse what does not fit together."""
-    nested = nested_absmax is not None
-    require(kernel, packed=(packed, torch.uint8), absmax=(absmax, torch.uint8 if nested else torch.float32), code_map=(code_map, torch.float32),
-            nested_absmax=(nested_absmax, torch.float32), nested_map=(nested_map, torch.float32), offset=(offset, torch.float32))  # fmt: skip
-    if x.ndim != 2 or not x.is_floating_point() or x.shape[1] < 1 or N < 1:
-        raise ValueError(f"{kernel}: x is {x.dtype} of shape {tuple(x.shape)} and N {N}, wanted floating-point rows (M, K) and N from 1 on")
-    if not 1 <= len(x) <= most:
-        raise ValueError(f"{kernel} serves 1 to {most} rows of x, found {len(x)}: for more, dequantize and let torch multiply")
-    if block_size < 2 or block_size % 2:
-        raise ValueError(f"{kernel}: block_size {block_size}, wanted an even number: two codes of a byte share their absmax")
-    n = N * x.shape[1]
-    blocks = -(-n // block_size)
-    sizes = dict(packed=(packed, -(-n // 2)), absmax=(absmax, blocks), code_map=(code_map, 16))
-    if nested:
-        sizes |= dict(nested_absmax=(nested_absmax, -(-blocks // NESTED_BLOCK)), nested_map=(nested_map, 256), offset=(offset, 1))
-    for name, (tensor, wanted) in sizes.items():
-        if tensor is None or tensor.numel() != wanted:
-            found = "none" if tensor is None else tensor.numel()
-            raise ValueError(f"{kernel}: {name} has {found} values, wanted {wanted} for W of {N} x {x.shape[1]} in blocks of {block_size}")
-
-
-def servable(kernel: str, x: Tensor, packed: Tensor, absmax: Tensor) -> bool:
-    """May a kernel that walks W by rows of bytes be launched? Odd K is said and left to the reference."""
-    unless = f"K is {x.shape[1]}, odd: it serves rows of whole bytes" if x.shape[1] % 2 else ""
-    return can_launch(kernel, x, packed, absmax, dtypes=(torch.float32, torch.float16, torch.bfloat16), unless=unless)
-
-
-def nearest(name: str) -> str:
-    """Whose configuration to take: that of the nearest chip in registry.CHIPS ("sm89" -> "sm80"; sm90 in the interpreter)."""
-    return "gfx942" if name.startswith("gfx") else "sm80" if name and int(name[2:]) < 90 else "sm90"
-
-
 def plain(x: Tensor, block_size: int) -> bool:
     return x.dtype == torch.float32 or math.gcd(x.shape[1], block_size) % 32 > 0
 
@@ -189,6 +152,8 @@ def gemm_4bit(
 ) -> Tensor:  # fmt: skip
     """y (M, N) in x's dtype; x (M, K), M up to 256. W's tensors as in dequantize_4bit, for n = N K. No gradient."""
     check("gemm", MOST_ROWS, x, packed, absmax, code_map, N, block_size, nested_absmax, nested_map, offset)
+    if not len(x):
+        return x.new_empty(0, N)
     answer = launch if servable("gemm", x, packed, absmax) else matmul_reference
     return answer(x, packed, absmax, code_map, N, block_size, nested_absmax, nested_map, offset)
 
@@ -198,64 +163,7 @@ def _(x, packed, absmax, code_map, N, block_size, nested_absmax=None, nested_map
     return x.new_empty(x.shape[0], N)
 
 
-def matmul_reference(x, packed, absmax, code_map, N, block_size, nested_absmax=None, nested_map=None, offset=None) -> Tensor:
-    """Dequantize to x's dtype, multiply in float32 (float64 if x is), round once."""
-    K, wide = x.shape[1], torch.promote_types(x.dtype, torch.float32)
-    W = dequantize_reference(packed, absmax, code_map, N * K, block_size, x.dtype, nested_absmax, nested_map, offset).view(N, K)
-    return (x.to(wide) @ W.to(wide).T).to(x.dtype)
-
-
-def make(device: str, seed: int, M: int, N: int, K: int, dtype: torch.dtype, block_size: int = 64, nested: bool = False, scheme: str = "nf4") -> dict:
-    weight = make_weight(device, seed, N * K, block_size, dtype, nested, scheme)
-    del weight["n"], weight["dtype"]
-    x = torch.randn(M, K, device=device, generator=torch.Generator(device).manual_seed(seed)).to(dtype)
-    return dict(x=x, N=N, **weight)
-
-
-def work(M: int, N: int, K: int, dtype: torch.dtype, block_size: int = 64, nested: bool = False, scheme: str = "nf4") -> Work:
-    absmax = 1 + 4 / NESTED_BLOCK if nested else 4
-    return Work(N * K * (0.5 + absmax / block_size) + (M * K + M * N) * dtype.itemsize, 2 * M * N * K)
-
-
-def dense(arguments: dict) -> Tensor:
-    """W (N, K), in x's dtype."""
-    weight = {name: value for name, value in arguments.items() if name not in ("x", "N")}
-    K = arguments["x"].shape[1]
-    return dequantize_4bit(**weight, n=arguments["N"] * K, dtype=arguments["x"].dtype).view(arguments["N"], K)
-
-
-def cublas(**arguments):
-    W = dense(arguments)
-    return lambda: arguments["x"] @ W.T
-
-
-def dequantize_then_cublas(**arguments):
-    return lambda: arguments["x"] @ dense(arguments).T
-
-
-def bitsandbytes(x, packed, absmax, code_map, N, block_size, nested_absmax=None, nested_map=None, offset=None):
-    try:
-        import bitsandbytes as bnb
-    except ImportError:
-        return None
-    from bitsandbytes.functional import QuantState
-
-    scheme = "fp4" if code_map[0] == 0 else "nf4"
-    outer = None if nested_absmax is None else QuantState(absmax=nested_absmax, code=nested_map, blocksize=NESTED_BLOCK, dtype=torch.float32)
-    state = QuantState(absmax=absmax, shape=torch.Size((N, x.shape[1])), code=code_map, blocksize=block_size, quant_type=scheme, dtype=x.dtype,
-                       offset=offset, state2=outer)  # fmt: skip
-    call = lambda: bnb.matmul_4bit(x, packed.view(-1, 1).t(), state)
-    try:
-        call()
-    except (RuntimeError, NotImplementedError):
-        return None
-    return call
-
-
-PEERS = {"cuBLAS bf16": cublas, "dequantize + cuBLAS": dequantize_then_cublas, "bitsandbytes": bitsandbytes}
-
-POINTERS = dict(x=torch.bfloat16, packed=torch.uint8, nested_absmax=torch.float32, nested_map=torch.float32, offset=torch.float32,
-                code_map=torch.float32, out=torch.bfloat16)  # fmt: skip
+gemm_4bit.register_autograd(no_gradient("gemm"))
 
 
 def build(function, name: str, config: dict, nested: bool, M: int, N: int, K: int, chip: str = "") -> Build:

@@ -25,7 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minift_kernels.gemm import PEERS, PLAIN, build, check, decode, make, matmul_reference, nearest, plain, servable, work
+from minift_kernels.gemm import PLAIN, build, decode, plain
+from minift_kernels.products import PEERS, check, make, matmul_reference, nearest, no_gradient, servable, work
 from minift_kernels.registry import Build, Kernel
 from minift_kernels.runtime import chip
 
@@ -73,6 +74,8 @@ def gemm_large_4bit(
     """y (M, N) in x's dtype; x (M, K). W's tensors as in dequantize_4bit, for n = N K. No gradient."""
     arguments = (x, packed, absmax, code_map, N, block_size, nested_absmax, nested_map, offset)
     check("gemm_large", 2**31 - 1, *arguments)
+    if not len(x):
+        return x.new_empty(0, N)
     if not servable("gemm_large", x, packed, absmax):
         return matmul_reference(*arguments)
     (M, K), config = x.shape, PLAIN | dict(GROUP=8) if plain(x, block_size) else CONFIGS[nearest(chip(x.device))]
@@ -88,6 +91,9 @@ def gemm_large_4bit(
 @gemm_large_4bit.register_fake
 def _(x, packed, absmax, code_map, N, block_size, nested_absmax=None, nested_map=None, offset=None):
     return x.new_empty(x.shape[0], N)
+
+
+gemm_large_4bit.register_autograd(no_gradient("gemm_large"))
 
 
 def builds() -> list[Build]:

@@ -23,7 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from minift_kernels.dequantize import load_absmax
-from minift_kernels.gemm import PEERS, POINTERS, check, launch, make, matmul_reference, nearest, processors, servable, sum_parts, work
+from minift_kernels.gemm import launch, sum_parts
+from minift_kernels.products import PEERS, POINTERS, check, make, matmul_reference, nearest, no_gradient, processors, servable, work
 from minift_kernels.registry import Build, Kernel
 from minift_kernels.runtime import chip
 
@@ -109,6 +110,8 @@ def gemv_4bit(
     """y (M, N) in x's dtype; x (M, K), M up to 7. W's tensors as in dequantize_4bit, for n = N K. No gradient."""
     arguments = (x, packed, absmax, code_map, N, block_size, nested_absmax, nested_map, offset)
     check("gemv", MOST_ROWS, *arguments)
+    if not len(x):
+        return x.new_empty(0, N)
     if not servable("gemv", x, packed, absmax):
         return matmul_reference(*arguments)
     M, K = x.shape
@@ -133,6 +136,9 @@ def gemv_4bit(
 @gemv_4bit.register_fake
 def _(x, packed, absmax, code_map, N, block_size, nested_absmax=None, nested_map=None, offset=None):
     return x.new_empty(x.shape[0], N)
+
+
+gemv_4bit.register_autograd(no_gradient("gemv"))
 
 
 def builds() -> list[Build]:

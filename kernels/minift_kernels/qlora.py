@@ -27,7 +27,8 @@ from torch import Tensor
 from minift_kernels.dequantize import dequantize_4bit, dequantize_reference, load_absmax
 from minift_kernels.dequantize import make as make_weight
 from minift_kernels.registry import Build, Kernel, Work
-from minift_kernels.runtime import can_launch, require
+from minift_kernels.runtime import can_launch
+from minift_kernels.weight import check_weight
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WORDS = 256
@@ -64,15 +65,10 @@ def dequantize_into(out: Tensor, packed, absmax, code_map, block_size, nested_ab
 
 
 def check(x, packed, absmax, code_map, A, B, block_size, nested_absmax, nested_map, offset) -> None:
-    require("qlora", packed=(packed, torch.uint8), absmax=(absmax, torch.float32 if nested_absmax is None else torch.uint8),
-            code_map=(code_map, torch.float32), nested_absmax=(nested_absmax, torch.float32), nested_map=(nested_map, torch.float32),
-            offset=(offset, torch.float32))  # fmt: skip
     (r, K), (N, r_of_B) = A.shape, B.shape
     if x.shape[-1] != K or r != r_of_B:
         raise ValueError(f"qlora: x is {tuple(x.shape)}, A {tuple(A.shape)}, B {tuple(B.shape)}: wanted (..., K), (r, K), (N, r)")
-    if packed.numel() != -(-N * K // 2) or absmax.numel() != -(-N * K // block_size):
-        raise ValueError(f"qlora: {packed.numel()} bytes and {absmax.numel()} absmax: an ({N}, {K}) weight in blocks of {block_size} has "
-                         f"{-(-N * K // 2)} and {-(-N * K // block_size)}")  # fmt: skip
+    check_weight("qlora", (N, K), packed, absmax, code_map, block_size, nested_absmax, nested_map, offset)
 
 
 def beside(left: Tensor, right: Tensor) -> Tensor:

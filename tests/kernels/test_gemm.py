@@ -6,8 +6,9 @@ import torch
 from minift_kernels import gemm, runtime
 from minift_kernels.codes import dynamic_map, four_bit_map
 from minift_kernels.dequantize import dequantize_reference
-from minift_kernels.gemm import KERNEL, gemm_4bit, make, matmul_reference, nearest, sum_parts
+from minift_kernels.gemm import KERNEL, gemm_4bit, sum_parts
 from minift_kernels.gemm_large import gemm_large_4bit
+from minift_kernels.products import make, matmul_reference, nearest
 from tests.kernels.memcheck import watched
 
 BOTH = pytest.mark.parametrize("product", [gemm_4bit, gemm_large_4bit], ids=["gemm", "gemm_large"])
@@ -73,11 +74,27 @@ def test_other_chips_take_the_configurations_of_their_nearest():
     assert nearest("gfx942") == nearest("gfx90a") == "gfx942"
 
 
-@pytest.mark.parametrize("M", [0, 257])
-def test_other_numbers_of_rows_are_refused(M):
-    made = make("cpu", 2, max(M, 1), 3, 32, torch.float32)
-    with pytest.raises(ValueError, match=f"gemm serves 1 to 256 rows of x, found {M}: for more, dequantize"):
-        gemm_4bit(**made | dict(x=made["x"][:M]))
+def test_more_rows_are_refused():
+    with pytest.raises(ValueError, match="gemm serves 1 to 256 rows of x, found 257: for more, dequantize"):
+        gemm_4bit(**make("cpu", 2, 257, 3, 32, torch.float32))
+
+
+@BOTH
+def test_no_rows_make_an_empty_y_as_with_nn_linear(product):
+    made = make("cpu", 2, 1, 3, 32, torch.float16)
+    with watched() as launches:
+        y = product(**made | dict(x=made["x"][:0]))
+    assert y.shape == (0, 3) and y.dtype == torch.float16 and not launches
+    with pytest.raises(ValueError, match="packed has 47 values, wanted 48"):
+        product(**made | dict(x=made["x"][:0], packed=made["packed"][1:]))
+
+
+@BOTH
+def test_the_backward_pass_says_that_there_is_no_gradient_and_what_has_one(product):
+    made = make("cpu", 2, 8, 3, 32, torch.float32)
+    y = product(**made | dict(x=made["x"].requires_grad_()))
+    with pytest.raises(ValueError, match=r"gemm(_large)?_4bit has no gradient: train with minift_kernels.qlora.qlora_linear, or dequantize W"):
+        y.sum().backward()
 
 
 @pytest.mark.parametrize(

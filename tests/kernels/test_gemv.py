@@ -6,8 +6,8 @@ import torch
 from minift_kernels import gemv, runtime
 from minift_kernels.codes import dynamic_map, four_bit_map
 from minift_kernels.dequantize import dequantize_reference
-from minift_kernels.gemm import make, matmul_reference
 from minift_kernels.gemv import KERNEL, config, gemv_4bit
+from minift_kernels.products import make, matmul_reference
 from tests.kernels.memcheck import watched
 
 
@@ -102,11 +102,23 @@ def test_odd_k_and_float64_are_answered_by_the_reference_which_says_so_once(monk
     assert said.count("gemv runs as plain torch: K is 33, odd") == 1 and said.count("it does not serve torch.float64") == 1
 
 
-@pytest.mark.parametrize("M", [0, 8])
-def test_other_numbers_of_rows_are_refused(M):
-    made = make("cpu", 5, max(M, 1), 3, 32, torch.float32)
-    with pytest.raises(ValueError, match=f"gemv serves 1 to 7 rows of x, found {M}"):
-        gemv_4bit(**made | dict(x=made["x"][:M]))
+def test_more_rows_are_refused():
+    with pytest.raises(ValueError, match="gemv serves 1 to 7 rows of x, found 8: for more, dequantize and let torch multiply"):
+        gemv_4bit(**make("cpu", 5, 8, 3, 32, torch.float32))
+
+
+def test_no_rows_make_an_empty_y_as_with_nn_linear():
+    made = make("cpu", 5, 1, 3, 32, torch.float16)
+    with watched() as launches:
+        y = gemv_4bit(**made | dict(x=made["x"][:0]))
+    assert y.shape == (0, 3) and y.dtype == torch.float16 and not launches
+
+
+def test_the_backward_pass_says_that_there_is_no_gradient_and_what_has_one():
+    made = make("cpu", 5, 2, 3, 64, torch.float32)
+    y = gemv_4bit(**made | dict(x=made["x"].requires_grad_()))
+    with pytest.raises(ValueError, match="gemv_4bit has no gradient: train with minift_kernels.qlora.qlora_linear, or dequantize W"):
+        y.sum().backward()
 
 
 def test_every_chip_has_a_configuration_for_one_and_two_rows():

@@ -90,7 +90,8 @@ def test_any_number_of_axes():
 @pytest.mark.parametrize(("change", "text"), [
     (dict(x=torch.zeros(2, 23)), r"qlora: x is \(2, 23\), A \(2, 24\), B \(16, 2\): wanted \(\.\.\., K\), \(r, K\), \(N, r\)"),
     (dict(B=torch.zeros(16, 3)), r"B \(16, 3\): wanted"),
-    (dict(absmax=torch.zeros(5)), r"qlora: 192 bytes and 5 absmax: an \(16, 24\) weight in blocks of 64 has 192 and 6"),
+    (dict(absmax=torch.zeros(5)), "qlora: absmax has 5 values, wanted 6 for W of 16 x 24 in blocks of 64"),
+    (dict(code_map=torch.zeros(15)), "qlora: code_map has 15 values, wanted 16"),
     (dict(packed=torch.zeros(192, dtype=torch.int8)), r"qlora: packed is torch.int8, wanted torch.uint8"),
 ])  # fmt: skip
 def test_bad_input_is_named(change, text):
