@@ -15,6 +15,7 @@ from minift import folder as folders
 from minift import peft
 from minift.errors import InputError
 from minift.files import recover, refuse_if_used
+from minift.recipes import base_record
 from minift.recipes.report import terminal_table
 
 
@@ -47,12 +48,21 @@ def run(config: Config) -> None:
     if len(config.adapters) != len(config.weights):
         raise InputError(f"{len(config.adapters)} --adapters but {len(config.weights)} --weights: give one number for each folder")
     refuse_if_used(config.out, config.overwrite)
+    folders_in, records = [recover(folder) for folder in config.adapters], []
+    for folder in folders_in:
+        records.append(base_record.read(folder))
+        if records[-1] is not None and records[-1].get("rounded_by") == "loftq":
+            raise InputError(f"{folder} is LoftQ's: part of it makes up for rounding its base, which a weighted sum would lose. Merge it instead")
+        if records[-1] != records[0]:
+            raise InputError(f"{folders_in[0]} and {folder} were not trained on the same kind of base ({base_record.FILE}): no base is right for both")
     model, _ = folders.load(config.model)
     sets = {f"{place}": weight for place, weight in enumerate(config.weights, 1)}
-    for name, folder in zip(sets, config.adapters):
-        peft.load(model, recover(folder), name)
+    for name, folder in zip(sets, folders_in):
+        peft.load(model, folder, name)
     kept = peft.combine(model, sets, "combined", config.how, config.rank, config.density, config.seed)
     peft.save(model, config.out, "combined", config.overwrite, config.model)
+    if records[0] is not None:
+        base_record.put(config.out, records[0])
     rows = [[path, str(rank), f"{100 * share:.2f} %"] for path, (rank, share) in kept.items()]
     Console().print(terminal_table(f"{config.out}: {config.how}", ["module", "rank", "kept of ‖ΔW‖²"], rows))
     print(f"written: {config.out}, a LoRA adapter for {config.model}")

@@ -22,10 +22,10 @@ from minift.models.stored import FLOATS, stored
 from minift.peft import files as adapters
 from minift.peft.adapter_folders import config_path
 from minift.peft.changes import changes, changes_on
-from minift.quant import Scheme
 from minift.quant.folder import gather
 from minift.quant.layout import stated
-from minift.recipes.loading import put_on
+from minift.recipes.base_record import Asked
+from minift.recipes.loading import load_base, put_on
 from minift.recipes.report import terminal_table
 
 
@@ -37,8 +37,8 @@ class Config:
     """A model folder, an adapter folder, or the bundled "base"."""
     model: str | None = None
     """The base model of an adapter: measures the change of each weight, which the file alone does not tell for every method."""
-    quantize: Scheme | None = None
-    """With --model: its linears in 4 or 8 bits, as the adapter was trained on."""
+    quantize: Asked | None = None
+    """With --model: its linears in 4 or 8 bits, as the adapter was trained on; none: full weights, though it was not."""
 
 
 def run(config: Config) -> None:
@@ -72,13 +72,13 @@ def model_table(folder: Path) -> Table:
     return terminal_table(str(folder), ["tensor", "times", "shape", "stored as", "parameters", "share"], rows)
 
 
-def adapter_table(folder: Path, base: str | None = None, quantize: Scheme | None = None) -> Table:
+def adapter_table(folder: Path, base: str | None = None, quantize: Asked | None = None) -> Table:
     method, tensors = adapters.read(folder)
     if base is None:
         found = changes(method, tensors)
     else:
-        model, _ = folders.load(base, quantize=quantize)
-        put_on(model, folder)
+        model, _ = load_base(base, quantize)
+        put_on(model, folder, quantize)
         try:
             found = changes_on(model)
         except InputError as error:

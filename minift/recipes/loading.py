@@ -15,7 +15,8 @@ from minift.data.sources import Row
 from minift.errors import InputError
 from minift.files import recover
 from minift.models.transformer import Transformer
-from minift.quant import Scheme
+from minift.quant import QuantizedLinear
+from minift.recipes import base_record
 from minift.tokenizer import Tokenizer
 
 
@@ -29,13 +30,13 @@ class ModelChoice:
     """Where it runs: cpu, or a GPU such as cuda."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the loaded weights."""
-    quantize: Scheme | None = None
-    """Keep the linears in 4 or 8 bits: nf4, fp4, int8 or int4; what a QLoRA adapter was trained on."""
+    quantize: base_record.Asked | None = None
+    """Keep the linears in 4 or 8 bits: nf4, fp4, int8 or int4; what a QLoRA adapter was trained on. none: full weights, though it was."""
 
     def load(self) -> tuple[Transformer, Tokenizer]:
-        model, tokenizer = folders.load(self.model, getattr(torch, self.dtype), self.device, self.quantize)
+        model, tokenizer = load_base(self.model, self.quantize, self.dtype, self.device)
         if self.adapter is not None:
-            put_on(model, recover(self.adapter))
+            put_on(model, recover(self.adapter), self.quantize)
             template = self.adapter / "chat_template.jinja"
             if template.exists():                                # the one it was trained with
                 tokenizer.chat_template = template.read_text(encoding="utf-8")
@@ -69,8 +70,20 @@ MIXED = "mixed"
 """Inside the adapter folder of a fusion: the folders of the sets it mixes, each named as its set."""
 
 
-def put_on(model: Transformer, folder: Path) -> None:
-    """Load the adapter in `folder`, after the sets it mixes if it is a fusion; it is the active one."""
+def load_base(name: str, quantize: base_record.Asked | None, dtype: str = "float32", device: str = "cpu") -> tuple[Transformer, Tokenizer]:
+    """What --model and --quantize name. Raises InputError if full weights are asked for and the folder has none."""
+    model, tokenizer = folders.load(name, getattr(torch, dtype), device, None if quantize == "none" else quantize)
+    if quantize == "none" and any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        found = base_record.name(base_record.describe(model))
+        raise InputError(f"--quantize none asks for full weights, and {name} has {found}: name a folder with the full ones, or leave it out")
+    return model, tokenizer
+
+
+def put_on(model: Transformer, folder: Path, asked: base_record.Asked | None) -> None:
+    """Load the adapter in `folder`, after the sets it mixes if it is a fusion; it is the active one. asked: --quantize, if it was given.
+
+    Raises InputError if it was trained on another kind of base (base_record.py)."""
+    base_record.compare(folder, model, asked)
     if (folder / MIXED).is_dir():
         load_sets(model, sorted((folder / MIXED).iterdir()))
     peft.load(model, folder)

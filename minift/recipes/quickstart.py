@@ -133,6 +133,7 @@ def report(config: Config, trained: int, train: int, steps: int, judged: Sequenc
     entry = METHODS[config.method]
     idea = LORA.format(config) if config.method == "lora" else f"{config.method} trains {entry.idea}"
     own = "" if config.model == "base" else f" --model {config.model}"
+    own += f" --quantize {config.quantize}" if config.quantize else ""
     use = f"--model {config.out}/model" if entry.whole else f"--adapter {config.out}/adapter" + own
     example = "$'# shop.cart, class Cart\\ndef remove_item(self, item):\\n    \"\"\"'"
     return f"""# Teaching a small model to document Python functions

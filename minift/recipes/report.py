@@ -14,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from minift.data.examples import Report
 from minift.data.sources import Row
 from minift.files import write_text
 from minift.train.log import read_metrics
@@ -75,3 +76,17 @@ def terminal_table(title: str, header: Sequence[str], rows: Sequence[Sequence[st
     for row in rows:
         table.add_row(*[escape(str(cell)) for cell in row])
     return table
+
+
+def describe(train: Report, valid: Report) -> str:
+    """What became of the rows, in a few lines; nothing that was dropped or cut goes unsaid."""
+    lines = [f"{train.kept} examples to train on ({train.targets} of {train.tokens} tokens are targets), {valid.kept} held out ({valid.targets})"]
+    if train.duplicates:
+        lines.append(f"{train.duplicates} questions repeat an earlier one")
+    for name, report in (("training", train), ("held-out", valid)):
+        if report.truncated:
+            lines.append(f"{report.truncated} {name} examples were cut to --max-length, {report.answers_cut} of them in the answer")
+        if report.without_answer:
+            some = ", ".join(report.without_answer[:3]) + (" ..." if len(report.without_answer) > 3 else "")
+            lines.append(f"{len(report.without_answer)} {name} rows have no answer and are left out: {some}")
+    return "\n".join(lines)

@@ -5,7 +5,8 @@
 Which numbers train is chosen with --method (recipes/methods.py; `minift methods` lists them): small matrices beside every linear
 (lora, the default), virtual tokens, biases, adapters ..., whose result is an adapter of a few per cent of the model's size; or the
 model's own weights (full, last, head), whose result is a new checkpoint.
-With --quantize nf4 the frozen linears are in 4 bits (QLoRA, arXiv:2305.14314); whoever uses the adapter gives --quantize too.
+With --quantize nf4 the frozen linears are in 4 bits (QLoRA, arXiv:2305.14314); whoever uses the adapter gives --quantize
+too: base.json in its folder says which base it is for (base_record.py).
 Rows come from files of any known format (minift/data/sources.py). Some are held out by a hash of their question, to measure the loss on.
 Batches hold examples of similar length (--batching bucketed) or several examples to a row (packed); docs/batching.md has the
 measurement behind the default. Proved in tests/recipes/test_sft.py and test_qlora.py. Left out: preferences and rewards (other recipes)."""
@@ -24,7 +25,7 @@ from torch import nn
 from minift import folder as folders
 from minift import peft
 from minift.data.batches import Batch, Example, by_length, micro_batches, pack, pad
-from minift.data.examples import Learn, Report, build, prompt_ids
+from minift.data.examples import Learn, build, prompt_ids
 from minift.data.sources import read
 from minift.data.split import split_rows
 from minift.errors import InputError
@@ -39,9 +40,10 @@ from minift.peft.attach import state_of
 from minift.peft.training import after_step, penalty, settled
 from minift.peft.wrapper import plain_weight
 from minift.quant import Scheme
+from minift.recipes import base_record
 from minift.recipes.loading import MIXED, load_sets, use_template
 from minift.recipes.methods import FLAGS, METHODS, method_config
-from minift.recipes.report import draw_loss, write_samples
+from minift.recipes.report import describe, draw_loss, write_samples
 from minift.tokenizer import Tokenizer
 from minift.train.loop import LoopConfig, Outcome, fit
 from minift.train.precision import autocast
@@ -147,6 +149,9 @@ def run(config: Config, quiet: bool = False) -> Result:
     folder = open_run(config.out, "sft", config, config.overwrite, config.resume)
     say = (lambda text: None) if quiet else print
     say(describe(report, valid_report))
+    if config.method == "loftq":
+        scheme = state_of(model).sets["default"].scheme
+        say(f"loftq rounded the base to {scheme}: what is measured before is that rounded base, without the adapter, not the full model")
 
     askable = ((row, prompt_ids(row, tokenizer)) for row in valid_rows if row.format != "text")
     asked = list(islice(((row, ids) for row, ids in askable if len(ids) < position_limit(model)), config.samples))
@@ -159,7 +164,8 @@ def run(config: Config, quiet: bool = False) -> Result:
     written = write_result(model, tokenizer, config, folder, base=config.model)
     draw_loss(folder, f"Held-out loss {before.nats_per_token:.2f} → {after.nats_per_token:.2f}", before.nats_per_token)
     write_samples(folder, [row for row, _ in asked], said_before, said_after)
-    say(f"held-out loss {before.nats_per_token:.3f} -> {after.nats_per_token:.3f} nats/token over {after.tokens} tokens; written: {written}")
+    say(f"held-out loss {before.nats_per_token:.3f} -> {after.nats_per_token:.3f} nats/token over {after.tokens} tokens, computed in {config.dtype}"
+        f" (the steps' own are in training's precision); written: {written}")
     return Result(before, after, outcome, written)
 
 
@@ -197,7 +203,10 @@ def choose_parameters(model: Transformer, config: MethodConfig, tokenizer: Token
     if config.method == "fusion":
         if "adapters" not in options:
             raise InputError("--method fusion needs --options adapters DIR,DIR: the folders of the bottleneck adapters to mix")
-        options["names"] = ",".join(load_sets(model, [Path(folder.strip()) for folder in options.pop("adapters").split(",")]))
+        mixed = [Path(folder.strip()) for folder in options.pop("adapters").split(",")]
+        for folder in mixed:
+            base_record.compare(folder, model, config.quantize, can_say_none=False)
+        options["names"] = ",".join(load_sets(model, mixed))
     peft.attach(model, method_config(config.method, chosen, options, tokenizer))
 
 
@@ -270,6 +279,7 @@ def write_result(model: Transformer, tokenizer: Tokenizer, config: MethodConfig,
         base = str(folder / "base") if with_base else base
         with new_folder(folder / "adapter", overwrite=True) as aside:
             peft.save(model, aside, base_model=base)
+            base_record.write(aside, model, state_of(model).sets["default"])
             for name in peft.names(model):
                 if name != "default":                           # what a fusion mixes goes with it
                     peft.save(model, aside / MIXED / name, name, base_model=base)
@@ -284,17 +294,3 @@ def write_result(model: Transformer, tokenizer: Tokenizer, config: MethodConfig,
     peft.remove(model, "default")
     folders.save(model, tokenizer, folder / "model", overwrite=True)
     return folder / "model"
-
-
-def describe(train: Report, valid: Report) -> str:
-    """What became of the rows, in a few lines; nothing that was dropped or cut goes unsaid."""
-    lines = [f"{train.kept} examples to train on ({train.targets} of {train.tokens} tokens are targets), {valid.kept} held out ({valid.targets})"]
-    if train.duplicates:
-        lines.append(f"{train.duplicates} questions repeat an earlier one")
-    for name, report in (("training", train), ("held-out", valid)):
-        if report.truncated:
-            lines.append(f"{report.truncated} {name} examples were cut to --max-length, {report.answers_cut} of them in the answer")
-        if report.without_answer:
-            some = ", ".join(report.without_answer[:3]) + (" ..." if len(report.without_answer) > 3 else "")
-            lines.append(f"{len(report.without_answer)} {name} rows have no answer and are left out: {some}")
-    return "\n".join(lines)

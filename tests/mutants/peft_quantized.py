@@ -7,6 +7,7 @@ from tests.mutants.mutant import Mutant
 MERGING, LOFTQ, QLORA = "minift/peft/merging.py", "minift/peft/loftq.py", "tests/recipes/test_qlora.py"
 bug = partial(Mutant, file="minift/peft/quantized.py", test="tests/peft/test_quantized.py")
 fused = partial(Mutant, file="minift/quant/low_rank.py", test="tests/quant/test_low_rank.py")
+record = partial(Mutant, file="minift/recipes/base_record.py", test="tests/recipes/test_base_record.py")
 loftq = partial(Mutant, file=LOFTQ, test="tests/peft/test_loftq.py")
 
 MUTANTS = [
@@ -33,6 +34,11 @@ MUTANTS = [
           new="        for path, base in [(p, b) for p, b in linears.items() if p in chosen]:\n            scale"),
     Mutant(name="sft_forgets_to_quantize", file="minift/recipes/sft.py", old='None if config.method == "loftq" else config.quantize', new="None", test=QLORA),
     Mutant(name="merge_leaves_other_linears_in_four_bits", file="minift/recipes/merge.py", old="        dequantize_model(model) ", new="        pass ", test=QLORA),
+    record(name="base_record_is_never_compared", file="minift/recipes/loading.py", old="    base_record.compare(folder, model, asked)\n", new=""),
+    record(name="base_record_lets_loftq_through", old="if not loftq and asked is not None", new="if asked is not None"),
+    record(name="base_record_takes_any_explicit_scheme", old='(asked == "none" or record["quantize"] is None)', new="True"),
+    record(name="base_record_forgets_the_codes", old='("codes" not in record or record["codes"] == codes(model))', new="True"),
+    record(name="base_record_compares_the_scheme_alone", old='for key in ("quantize", "block_size", "double_quant"))', new='for key in ("quantize",))'),
     fused(name="fused_product_forgets_its_scale", old="A, B, scale, base.q.block_size", new="A, B, 1.0, base.q.block_size"),
     fused(name="fused_product_forgets_the_bias", old="return y if base.bias is None else y + base.bias.to(y.dtype)", new="return y"),
     fused(name="fused_product_for_few_rows", old=" and x.numel() > FEW * x.shape[-1])", new=")"),

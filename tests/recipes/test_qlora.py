@@ -50,7 +50,8 @@ def test_qlora_from_training_to_a_merged_checkpoint(minift, tune, measured, smal
     tuned = (*base, "--adapter", run / "adapter")
     assert measured(*base) == pytest.approx(before, abs=0.0006) and measured(*tuned) == pytest.approx(after, abs=0.0006) and after < before
     assert json.loads((run / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(small_model)
-    assert re.search(r"lora: [\d,]+ of [\d,]+ parameters", said)
+    assert re.search(r"lora: [\d,]+ of [\d,]+ parameters", said) and "rounded the base" not in said
+    assert "computed in float32 (the steps' own are in training's precision)" in said
     full = load(small_model)[0]
     peft.attach(full, peft.LoRA(rank=2))
     assert f"of {peft.trainable(full).total:,} parameters trained" in said
@@ -107,6 +108,7 @@ def test_loftq_of_several_alternations_writes_its_base_beside_the_adapter(tune, 
     status, said, complaint, run = tune("--method", "loftq", "--rank", 4, "--alpha", 4, "--options", "iterations", 3, "--max-steps", 2)
     assert status == 0, complaint
     assert json.loads((run / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(run / "base")
+    assert "loftq rounded the base to nf4: what is measured before is that rounded base, without the adapter, not the full model" in said
     assert isinstance(load(run / "base")[0].blocks[0].mlp.up, Linear4bit)
     assert measured("--model", run / "base", "--adapter", run / "adapter") == pytest.approx(reported(said)[1], abs=0.0006)
 
