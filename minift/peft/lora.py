@@ -180,7 +180,11 @@ class LoRAEmbedding(nn.Module):
 
 
 def plus(y: Tensor, low: Tensor, B: Tensor, scale: float) -> Tensor:
-    """y + scale low BT, in the dtype of y."""
+    """y + scale low BT, in the dtype of y: also under autocast, where the joined product would round an embedding's float32 rows, and with
+    them the whole stream behind them."""
+    kind = y.device.type
+    if torch.is_autocast_enabled(kind) and y.dtype != torch.get_autocast_dtype(kind):
+        return y + scale * (low @ B.T).to(y.dtype)
     return plus_product(y, low.to(y.dtype), B.to(y.dtype), scale)
 
 

@@ -7,6 +7,13 @@ MERGING, QUANTIZED = "minift/peft/merging.py", "minift/peft/quantized.py"
 
 MUTANTS = [
     Mutant(
+        name="lora_rounds_the_stream_under_autocast",
+        file="minift/peft/lora.py",
+        old="if torch.is_autocast_enabled(kind) and",
+        new="if False and",
+        test="tests/peft/test_lora.py",
+    ),
+    Mutant(
         name="lora_scale_forgotten",
         file=LORA,
         old="low.to(y.dtype), B.to(y.dtype), scale)",

@@ -1,5 +1,7 @@
 """LoRA's arithmetic: worked by hand, at the start, merged, in other dtypes."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -22,6 +24,22 @@ def test_lora_worked_by_hand():
     assert torch.equal(lora(base, x), torch.tensor([[24.0, 61.0]]))
     # W + 3 B A = [[1 + 6, 2 - 6], [3 + 15, 4 - 15]]
     assert torch.equal(lora.merged(base)["weight"], torch.tensor([[7.0, -4.0], [18.0, -11.0]]))
+
+
+@pytest.mark.parametrize("method", [peft.LoRA, peft.DoRA])
+def test_an_embedding_stays_in_float32_under_autocast_and_nothing_warns(method):
+    model, ids = llama(), torch.tensor([[1, 2, 3]])
+    peft.attach(model, method(rank=2, alpha=2, targets=("embed",)))
+    filled(model)
+    with torch.no_grad(), warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16):
+        warnings.simplefilter("error")
+        rounded = model.embed(ids)
+        model(ids)                                    # a norm in float32 reads the stream
+    assert rounded.dtype == torch.float32
+    if method is peft.LoRA:
+        small = model.get_submodule("embed").adapters["default"]
+        most = (small.A.abs().T[ids] @ small.B.abs().T).max().item()           # of the sum of |a b|; a, b and the sum round to 8 bits, 2^-8 at most
+        torch.testing.assert_close(rounded, model.embed(ids), rtol=0, atol=3.1 * 2.0**-8 * most)
 
 
 def test_lora_on_an_embedding_worked_by_hand():
