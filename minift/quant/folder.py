@@ -30,7 +30,7 @@ from minift.quant.blocks import FourBit
 from minift.quant.linear import QuantizedLinear, wrap
 from minift.quant.model import put, quantizable
 from minift.quant.nested import shrink
-from minift.quant.tensor import Quantized, Scheme, quantize, tensors, with_tensors
+from minift.quant.tensor import Quantized, Scheme, checked, quantize, tensors, with_tensors
 
 SLICE, PIECE = 8 * 2**20, 2**18
 """Bytes that are read at once, and numbers that are quantized at once."""
@@ -48,6 +48,12 @@ def read_model(
     method = hf.pop("quantization_config", None)
     if quantize is not None and quantize not in get_args(Scheme):
         raise InputError(f"no scheme is called {quantize!r}: choose one of {', '.join(get_args(Scheme))}")
+    held = stored(folder)
+    if method is None and (beside := next((name for name in held if layout.BESIDE.fullmatch(name)), None)):
+        raise InputError(
+            f"{folder}: these are quantized weights ({beside} is one of their scales or maps), but config.json lacks quantization_config: take "
+            "the config.json that was written with them"
+        )
     if method is None and quantize is None:
         return full.read_model(folder, dtype, device)
     what = None if method is None else _stated(method, folder)
@@ -57,9 +63,14 @@ def read_model(
         )
     config = config_of(hf, folder)
     model = skeleton(config)
-    wanted, held, packed = wanted_tensors(config, model), stored(folder), {}
+    wanted, packed = wanted_tensors(config, model), {}
     if what is not None:
         held, packed = gather(held, wanted, model)
+        if not packed:
+            raise InputError(
+                f"{folder}: config.json says {what.scheme}, but every weight is full: remove quantization_config from it, or take the weights "
+                "that belong to it"
+            )
     chosen = quantizable(model) if quantize is not None else {}
     for ours, (source, transposed) in match(config, wanted, held, folder).items():
         path, _, kind = ours.rpartition(".")
@@ -144,7 +155,10 @@ def quantized(source: Stored, transposed: bool, scheme: Scheme, dtype: torch.dty
                 f"{source.file}: {source.name} holds {piece[n, k].item()} in {dtype} at row {row + n}, column {k} of (output, input): "
                 "one such number would make its whole block meaningless"
             )
-        part = quantize(piece, scheme, double_quant=False)
+        try:
+            part = quantize(piece, scheme, double_quant=False)
+        except InputError as error:
+            raise InputError(f"{source.file}: {source.name}: from row {row} on: {error}") from None
         for name, values in tensors(part).items():
             if name not in whole:                                          # all but the last piece are as long as the first
                 whole[name] = values.new_empty(math.ceil(len(values) * N / len(piece)), *values.shape[1:])
@@ -153,7 +167,10 @@ def quantized(source: Stored, transposed: bool, scheme: Scheme, dtype: torch.dty
             filled[name] = start + len(values)
         row += len(piece)
     q = dataclasses.replace(with_tensors(part, whole), shape=(N, K))
-    return dataclasses.replace(q, absmax=shrink(q.absmax)) if isinstance(q, FourBit) else q
+    try:
+        return checked(dataclasses.replace(q, absmax=shrink(q.absmax))) if isinstance(q, FourBit) else q
+    except InputError as error:
+        raise InputError(f"{source.file}: {source.name}: {error}") from None
 
 
 def pieces(source: Stored, transposed: bool, dtype: torch.dtype) -> Iterator[Tensor]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minift.errors import InputError
 from minift.quant import lookup
 
 VALUES = tuple(map(float, range(16)))
@@ -44,6 +45,10 @@ def grid(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     groups = F.pad(w, (0, -w.shape[1] % group_size)).unflatten(1, (-1, group_size))     # (N, G, group_size); padded with 0, which is in anyway
     low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
     scale = ((high - low) / 15).clamp(min=2**-24).half()                                # (N, G); 2^-24: the smallest float16
+    if scale.isinf().any():
+        n, g = scale.isinf().nonzero()[0].tolist()
+        raise InputError(f"row {n}, group {g} of the weight goes from {low[n, g].item():.7g} to {high[n, g].item():.7g}: int4's scales are float16, "
+                         f"so a group may span {15 * 65504} at most. Divide the weights, or use nf4 or int8")  # fmt: skip
     return scale, (-low / scale.float()).round().clamp(0, 15).to(torch.uint8)
 
 

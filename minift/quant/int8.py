@@ -2,9 +2,11 @@
 
     a[n] = max |W[n]|          q[n, k] = round(127 / a[n] W[n, k])          W ~ q a / 127          W: (N, K)      a: (N,)
 
+127 a may be beyond float32, so W is q (a / 256) (256 / 127): the same bits, unless a / 256 is below float32's normal range.
 8 + 32 / K bits per weight. One large number makes its whole row coarse: that is why LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339) keeps
-outlying columns of the activations apart; here the activations are not rounded at all. Exact halves go to the even number. Files as
-bitsandbytes writes them (weight, SCB), and equal to it to the bit in both.
+outlying columns of the activations apart; here the activations are not rounded at all. Exact halves go to the even number.
+Files are as bitsandbytes writes them (weight, SCB), and its quantization of a matrix is this to the bit; but its linears round their weights
+to float16 before, so a file has the same bytes only where float16 holds the weights.
 Left out: int8 activations. Proved in tests/quant/test_int8.py and tests/parity/test_bitsandbytes.py."""
 
 from collections.abc import Iterator
@@ -52,11 +54,11 @@ def rows(q: Int8) -> Iterator[Tensor]:
     R = lookup.rows_at_a_time(*q.shape)
     buffer = torch.empty(R, q.shape[1], dtype=torch.float32, device=q.packed.device)
     for numbers, a in zip(q.packed.split(R), q.absmax.split(R)):
-        yield buffer[: len(a)].copy_(numbers).mul_(a[:, None]).mul_(1 / 127)
+        yield buffer[: len(a)].copy_(numbers).mul_(a[:, None] / 256).mul_(256 / 127)
 
 
 def dequantize(q: Int8, dtype: torch.dtype | None = None) -> Tensor:
     """The numbers, in q.dtype or `dtype`: computed in float32, rounded once."""
     if lookup.on_cpu(q.packed):
         return lookup.assemble(rows(q), q.shape, dtype or q.dtype)
-    return (q.packed * q.absmax[:, None] * (1 / 127)).to(dtype or q.dtype)
+    return (q.packed * (q.absmax[:, None] / 256) * (256 / 127)).to(dtype or q.dtype)

@@ -135,14 +135,19 @@ def read_quantized(
     if wrong:
         raise InputError(f"{parts['weight'].file}: {module}.weight in {what.scheme} does not have the tensors it needs; {'; '.join(wrong)}: {AGAIN}")
     N, K = shape
-    take = lambda name, dtype, *shape: _take(module, parts[name], dtype, shape, device)
+    take = lambda name, dtype, *shape: _take(parts[name], dtype, shape, device)
+    scales = lambda name, dtype, *shape: _take(parts[name], dtype, shape, device, least=0)
     if what.scheme == "int8":
         if (found := take("weight_format", torch.uint8).item()) != 0:
             raise InputError(f"{module}.weight_format is {found}: minift reads 0, row by row. Load and save it with a bitsandbytes of today")
-        return Int8(take("weight", torch.int8, N, K), take("SCB", torch.float32, N), shape, dtype)
+        packed, absmax = take("weight", torch.int8, N, K), scales("SCB", torch.float32, N)
+        if int(packed.min()) < -127:
+            n, k = divmod(int(packed.argmin()), K)
+            raise InputError(f"{module}.weight holds -128 at [{n}, {k}]: codes go from -127 to 127; {AGAIN}")
+        return Int8(packed, absmax, shape, dtype)
     if what.scheme == "int4":
         G = math.ceil(K / what.group_size)
-        scale, zero = take("weight.scale", torch.float16, N, G), take("weight.zero", torch.uint8, N, G)
+        scale, zero = scales("weight.scale", torch.float16, N, G), take("weight.zero", torch.uint8, N, G)
         if int(zero.max()) > 15:
             raise InputError(f"{module}.weight.zero holds {int(zero.max())}: zero points are codes from 0 to 15; {AGAIN}")
         return Int4(take("weight", torch.uint8, N, math.ceil(K / 2)), scale, zero, shape, dtype, what.group_size)
@@ -150,9 +155,9 @@ def read_quantized(
     blocks = math.ceil(N * K / state["blocksize"])
     _same_map(module, "weight.quant_map", take("weight.quant_map", torch.float32, 16), four_bit_map(what.scheme))
     if "nested_blocksize" not in state:
-        return FourBit(what.scheme, packed, take("weight.absmax", torch.float32, blocks), shape, dtype, state["blocksize"])
+        return FourBit(what.scheme, packed, scales("weight.absmax", torch.float32, blocks), shape, dtype, state["blocksize"])
     _same_map(module, "weight.nested_quant_map", take("weight.nested_quant_map", torch.float32, 256), dynamic_map())
-    codes, absmax = take("weight.absmax", torch.uint8, blocks), take("weight.nested_absmax", torch.float32, math.ceil(blocks / BLOCK))
+    codes, absmax = take("weight.absmax", torch.uint8, blocks), scales("weight.nested_absmax", torch.float32, math.ceil(blocks / BLOCK))
     offset = torch.tensor(state["nested_offset"], dtype=torch.float32, device=device)
     return FourBit(what.scheme, packed, Nested(codes, absmax, offset), shape, dtype, state["blocksize"])
 
@@ -172,22 +177,25 @@ def _state(module: str, parts: dict[str, Stored], key: str, shape: tuple[int, in
         raise InputError(f"{name} holds {state!r}: wanted a JSON object; {AGAIN}")
     nested = {"nested_blocksize": (BLOCK,), "nested_dtype": ("float32",)} if any(field.startswith("nested_") for field in state) else {}
     for field, wanted in {"quant_type": (scheme,), "shape": (list(shape),), "blocksize": BLOCK_SIZES, "dtype": DTYPES, **nested}.items():
-        if state.get(field) not in wanted:
+        if repr(state.get(field)) not in map(repr, wanted):                           # 64.0 is not 64
             raise InputError(f"{name}: {field} is {state.get(field)!r}, wanted {' or '.join(map(str, wanted))}; {AGAIN}")
     offset = state.get("nested_offset", 0.0 if not nested else None)
-    if not isinstance(offset, float) or not math.isfinite(offset):
+    if isinstance(offset, bool) or not isinstance(offset, int | float) or not abs(offset) <= torch.finfo(torch.float32).max:
         raise InputError(f"{name}: nested_offset is {offset!r}, wanted a finite number; {AGAIN}")
     return state
 
 
-def _take(module: str, tensor: Stored, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
-    """A tensor of this dtype and shape, finite."""
+def _take(tensor: Stored, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device | str, least: float = -math.inf) -> Tensor:
+    """A tensor of this dtype and shape, finite and nowhere below `least`."""
     if (tensor.dtype, tensor.shape) != (STORED[dtype], shape):
         raise InputError(f"{tensor.file}: {tensor.name} is {tensor.dtype} {tensor.shape}, wanted {STORED[dtype]} {shape}; {AGAIN}")
     values = read(tensor, False, dtype, device) if shape else whole(tensor)
     if dtype.is_floating_point and not torch.isfinite(values).all():
         odd = (~torch.isfinite(values)).nonzero()[0].tolist()
         raise InputError(f"{tensor.file}: {tensor.name} holds {values[tuple(odd)].item()} at {odd}: a scale must be a finite number; {AGAIN}")
+    if (values < least).any():
+        odd = (values < least).nonzero()[0].tolist()
+        raise InputError(f"{tensor.file}: {tensor.name} holds {values[tuple(odd)].item():.7g} at {odd}: a scale is not below zero; {AGAIN}")
     return values
 
 

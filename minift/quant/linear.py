@@ -4,7 +4,8 @@
 
 To everything around it (adapters, merging, saving) it is an nn.Linear whose `weight` is computed when it is asked for. The backward pass
 dequantizes again instead of keeping W: 4 bits stay in memory where 16 or 32 would. W has no gradient.
-`.to(torch.bfloat16)` changes the dtype of what it computes, never its codes and scales.
+`.to(torch.bfloat16)` changes the dtype of what it computes, never its codes and scales. y has the dtype of x, whichever it is: where
+nn.Linear refuses another dtype than its weight's, W is made in that of x.
 
     rows of x     on a CPU                                       on a GPU, nf4 and fp4
     1             pieces of W in float32, each times x           gemv_4bit (to 7 rows)
@@ -54,6 +55,8 @@ class QuantizedLinear(nn.Linear):
         return dequantize(self.q)
 
     def forward(self, x: Tensor) -> Tensor:                                           # (..., K) -> (..., N)
+        if not x.is_floating_point() or x.shape[-1:] != (self.in_features,):
+            raise InputError(f"x is {x.dtype} {tuple(x.shape)}: this linear takes floating-point numbers (..., {self.in_features})")
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         y = FrozenProduct.apply(x, self.q)

@@ -266,6 +266,9 @@ STATES = {
     "nested_dtype is 'float16', wanted float32": {"nested_dtype": "float16"},
     "nested_offset is nan, wanted a finite number": {"nested_offset": math.nan},
     "nested_offset is None, wanted a finite number": {"nested_offset": None},
+    r"nested_offset is 1e\+300, wanted a finite number": {"nested_offset": 1e300},
+    "nested_offset is True, wanted a finite number": {"nested_offset": True},
+    "blocksize is 64.0, wanted 32 or 64 or 128": {"blocksize": 64.0},
 }
 
 
@@ -319,6 +322,11 @@ OTHERS = {
     ("fp4", f"left over: {NESTED}"): lambda h: h.update({NESTED: torch.ones(1)}),
     ("int8", rf"{UP}.SCB holds nan at \[27\]"): lambda h: h[f"{UP}.SCB"].__setitem__(27, math.nan),
     ("int8", rf"{UP}.SCB is F32 \(24,\), wanted F32 \(28,\)"): lambda h: h.update({f"{UP}.SCB": torch.ones(24)}),
+    ("fp4", rf"{UP}.weight.absmax holds -1 at \[10\]: a scale is not below zero"): lambda h: h[f"{UP}.weight.absmax"].__setitem__(10, -1.0),
+    ("nf4", rf"{NESTED} holds -0.5 at \[0\]: a scale is not below zero"): lambda h: h[NESTED].fill_(-0.5),
+    ("int8", rf"{UP}.SCB holds -1 at \[27\]: a scale is not below zero"): lambda h: h[f"{UP}.SCB"].__setitem__(27, -1.0),
+    ("int8", rf"{UP}.weight holds -128 at \[3, 5\]: codes go from -127 to 127"): lambda h: h[f"{UP}.weight"].__setitem__((3, 5), -128),
+    ("int4", rf"{UP}.weight.scale holds -1 at \[3, 0\]: a scale is not below zero"): lambda h: h[f"{UP}.weight.scale"].__setitem__((3, 0), -1.0),
     ("int8", f"{UP}.weight_format is 2: minift reads 0"): lambda h: h[f"{UP}.weight_format"].fill_(2),
     ("int8", f"missing: {UP}.weight_format"): lambda h: h.pop(f"{UP}.weight_format"),
     ("int4", rf"{UP}.weight.scale holds nan at \[3, 0\]"): lambda h: h[f"{UP}.weight.scale"].__setitem__((3, 0), math.nan),
@@ -332,6 +340,37 @@ def test_tensors_of_other_schemes_that_do_not_fit(scheme, text, tmp_path):
     path = quantized_folder(tmp_path / "m", scheme, **({"double_quant": False} if scheme == "fp4" else {}))
     change(path, OTHERS[scheme, text])
     refused(path, text)
+
+
+def test_an_offset_that_json_writes_without_a_point(nf4):
+    restate(nf4, nested_offset=0)
+    assert read_model(nf4).blocks[0].mlp.up.q.absmax.offset.item() == 0.0
+
+
+def test_a_config_that_says_nf4_of_full_weights(nf4, tmp_path):
+    full.write_model(model(), tmp_path / "full")
+    (tmp_path / "full/config.json").write_text((nf4 / "config.json").read_text())
+    refused(tmp_path / "full", "config.json says nf4, but every weight is full: remove quantization_config from it")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("options", [{}, {"quantize": "nf4"}])
+def test_quantized_weights_of_which_config_says_nothing(scheme, options, tmp_path):
+    path = quantized_folder(tmp_path / "m", scheme)
+    config = json.loads((path / "config.json").read_text())
+    del config["quantization_config"]
+    (path / "config.json").write_text(json.dumps(config))
+    refused(path, r"these are quantized weights \(.*\), but config.json lacks quantization_config", **options)
+
+
+def test_numbers_too_large_for_the_scheme_are_named_while_reading(tmp_path):
+    decoder = model()
+    decoder.blocks[0].mlp.up.weight.data[27, 5] = 2e37
+    full.write_model(decoder, tmp_path / "int4")
+    refused(tmp_path / "int4", f"{UP}.weight: from row 0 on: row 27, group 0 of the weight goes from .* to 2e.37: int4's scales", quantize="int4")
+    decoder.blocks[0].mlp.up.weight.data[:, :] = 3.4e38
+    full.write_model(decoder, tmp_path / "nf4")
+    refused(tmp_path / "nf4", f"{UP}.weight: numbers this large become an infinity in nf4 and torch.float32", quantize="nf4")
 
 
 def test_a_group_size_that_the_scales_do_not_fit(tmp_path):

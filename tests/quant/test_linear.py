@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from minift import quant
+from minift.errors import InputError
 from minift.quant import blocks, lookup
 from minift.quant import linear as module
 from minift.quant.linear import QuantizedLinear
@@ -101,6 +102,26 @@ def test_a_dtype_changes_what_is_computed_not_what_is_stored(scheme):
     assert layer.weight.dtype == layer.bias.dtype == layer(torch.randn(2, 70, dtype=torch.bfloat16)).dtype == torch.bfloat16
     layer.to(torch.float32)
     assert torch.equal(layer.weight, quant.dequantize(made(scheme).q)) and layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("M", [1, 5, 300])
+def test_x_in_float64_is_multiplied_in_float64(scheme, M):
+    layer, x = made(scheme), torch.randn(M, 70, dtype=torch.float64)
+    W, b = quant.dequantize(layer.q, torch.float64), layer.bias.double()
+    y = layer(x)
+    assert y.dtype == torch.float64
+    torch.testing.assert_close(y, F.linear(x, W, b), rtol=0, atol=72 * 2**-53 * (x.abs().sum(1).max().item() + 1))     # |W| < 1
+
+
+@pytest.mark.parametrize("x, text", [
+    (torch.ones(2, 70, dtype=torch.int64), r"x is torch.int64 \(2, 70\): this linear takes floating-point numbers \(\.\.\., 70\)"),
+    (torch.ones(2, 69), r"x is torch.float32 \(2, 69\): this linear takes"), (torch.tensor(1.0), r"x is torch.float32 \(\): this linear takes"),
+])  # fmt: skip
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_x_that_does_not_fit(scheme, x, text):
+    with pytest.raises(InputError, match=text):
+        made(scheme)(x)
 
 
 def test_meta_and_back_moves_its_tensors():

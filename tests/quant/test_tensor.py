@@ -52,6 +52,59 @@ def test_large_numbers_whose_sum_is_infinite_are_no_infinity():
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+def test_numbers_beyond_float32_are_named_with_their_place(scheme):
+    w = W.double()
+    w[2, 69] = -1e300
+    refused(r"the weight holds -1e\+300 at \[2, 69\]: quantizing computes in float32, which ends at 3.402823e\+38", w, scheme)
+    w[4, 1] = float("inf")
+    w[2, 69] = 0
+    refused(r"the weight holds inf at \[4, 1\]", w, scheme)
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "fp4", "int8"])
+@pytest.mark.parametrize("large", [2e37, 3.4e38])
+def test_large_finite_numbers_stay_finite(scheme, large):
+    w = W.clamp(-1, 1) * large
+    w[0, 0] = large
+    q = quant.quantize(w, scheme, double_quant=False)
+    assert torch.isfinite(quant.dequantize(q)).all() and (quant.dequantize(q) - w).abs().max() < 0.2 * large
+    assert all(torch.isfinite(piece).all() for piece in rows(q))
+
+
+def test_int4_refuses_groups_wider_than_its_scale_can_say():
+    # 15 * 65504 = 982560: 0 to 5e5 fits, -5e5 to 5e5 does not
+    w = torch.zeros(3, 40)
+    w[1, 17] = 5e5
+    assert quant.dequantize(quant.quantize(w, "int4", 16)).max() > 4.9e5
+    w[1, 18] = -5e5
+    refused("row 1, group 1 of the weight goes from -500000 to 500000: int4's scales are float16, so a group may span 982560 at most", w, "int4", 16)
+    w[1, 17] = 2e37
+    refused(r"row 1, group 1 of the weight goes from -500000 to 2e\+37", w, "int4", 16)
+
+
+def test_what_rounding_would_make_infinite_is_refused():
+    # The mean of 64 absmax of 3.4e38 is beyond float32. 65504 / 15 is 4368 in float16, and 15 * 4368 = 65520 an infinity
+    refused("numbers this large become an infinity in nf4 and torch.float32: divide the weights, or leave double_quant out",
+            torch.full((64, 64), 3.4e38), "nf4")  # fmt: skip
+    refused("numbers this large become an infinity in int4 and torch.float16", torch.tensor([[65504.0, 0.0]]).half(), "int4", 8)
+    w = torch.tensor([[60000.0, 0.0]]).half()
+    assert torch.equal(quant.dequantize(quant.quantize(w, "int4", 8)), w)
+
+
+def test_a_tensor_without_numbers_and_one_of_8_bits():
+    refused("the weight is on the meta device, where tensors hold no numbers: load it first", W.to("meta"), "nf4")
+    refused("takes floating-point numbers, these are torch.float8_e4m3fn", W.to(torch.float8_e4m3fn), "nf4")
+
+
+def test_dequantize_says_what_it_takes():
+    with pytest.raises(InputError, match="dequantize takes what quantize gives, this is a Tensor"):
+        quant.dequantize(W)
+    for dtype in (torch.int32, "float32"):
+        with pytest.raises(InputError, match=f"dtype is {dtype!r}: dequantize gives floating-point numbers, such as torch.float32"):
+            quant.dequantize(quant.quantize(W, "nf4"), dtype)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_quantizing_twice(scheme):
     q = quant.quantize(W, scheme)
     refused(f"takes a tensor, this is a {type(q).__name__}: it is quantized already", q, scheme)
