@@ -125,8 +125,9 @@ def measure(
 
 def without_gpu(names: list[str], rounds: int) -> None:
     """Say what cannot run, then the CPU rows."""
-    print(f"No GPU here: {', '.join(names)} are not timed, nor are a copy and cuBLAS to state them against. Triton's interpreter runs the")
-    print("kernels on a CPU to check them (make test); its speed says nothing. `make gate` compiles them for sm80, sm90 and gfx942.\n")
+    are = "is" if len(names) == 1 else "are"
+    print(f"No GPU here: {', '.join(names)} {are} not timed, nor are a copy and cuBLAS to state them against. Triton's interpreter runs")
+    print("the kernels on a CPU to check them (make test); its speed says nothing. `make gate` compiles them for sm80, sm90 and gfx942.\n")
     from benchmarks.kernels_cpu import rows
 
     for line in rows(rounds):
@@ -154,6 +155,8 @@ def main(words: list[str] | None = None) -> int:
         return 0
     if chosen.rounds < 20:
         options.error(f"--rounds {chosen.rounds}: an interval from fewer than 20 says little")
+    if not START + RESERVE < chosen.seconds < float("inf"):
+        options.error(f"--seconds {chosen.seconds:g}: wanted more than {START + RESERVE:g}, of which a process takes {START:g} to begin")
     there = kernels()
     for name in chosen.names:
         if name not in there:

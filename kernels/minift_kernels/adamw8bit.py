@@ -5,7 +5,7 @@
 
 Between steps m and v are codes, in blocks of 256 with one float32 absmax each; minift_kernels/averages.py says how and is the reference.
 Everything between is float32. bfloat16 weights and gradients move 2 + 2 + 2 bytes, codes 2 + 2, absmax 4 * 4 / 256: 10.06 a number, so 1e9
-weights take 2340 us at 4.3 TB/s; float32 averages make it 22.
+weights take 2340 us at 4.3 TB/s (chips.py); float32 averages make it 22.
 
 Which of 256 values is nearest? A binary search takes 8 dependent loads. But the map is 7 decades, decade i cut into 2^i slices (2^(i+1)
 unsigned), so |x| -> place in the map is piecewise linear, and concave: the smallest of 7 straight lines. It is right to within half a

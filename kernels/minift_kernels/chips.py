@@ -6,9 +6,10 @@ The larger of the two says what the kernel waits for; FLOPs per byte (the intens
 on an H200. This is the roofline of Williams, Waterman and Patterson (2009). bf16 matrix products set the rate, also for kernels that only
 multiply and add; what these may wait for instead is `issue`, the instructions that all schedulers together can start.
 
-Data-sheet numbers, dense (no 2:4 sparsity), SXM parts. `copy` and `matmul` were measured, on one H200 only: a large device-to-device copy,
-bytes read plus bytes written, and a large bf16 product of random matrices. benchmarks/kernels.py measures both again in every run, and
-states its percentages against its own. Left out: caches (a case that fits in L2 may beat its bound), launches (2 to 10 us on the host),
+Data-sheet numbers, dense (no 2:4 sparsity), SXM parts. `copy` (a large device-to-device copy, bytes read plus bytes written) and `matmul` (a
+large bf16 product of random matrices) are known for the H200 only: they were given to us as measured on another H200, by no script here.
+benchmarks/kernels.py measures both anew in every run, and states its percentages against its own. Every time in this package's first pages
+is computed from these numbers and was not measured. Left out: caches (a case that fits in L2 may beat its bound), launches (2 to 10 us on the host),
 and clocks, which sag under load.
 Proved in tests/kernels/test_chips.py."""
 
@@ -40,9 +41,9 @@ class GPU:
     shared: int
     """Bytes of shared memory that one block may have."""
     copy: float | None = None
-    """Measured bytes per second of a copy, read plus written; None: not measured by us."""
+    """Bytes per second of a copy, read plus written, as it was given to us; None: not known."""
     matmul: float | None = None
-    """Measured FLOP per second of a bf16 product; None: not measured by us."""
+    """FLOP per second of a bf16 product, as it was given to us; None: not known."""
 
     @property
     def issue(self) -> float:
@@ -70,7 +71,7 @@ class Bound(NamedTuple):
 
 
 def bound(work: Work, gpu: GPU) -> Bound:
-    """Against the measured copy and product where there are some, else against the data sheet."""
+    """Against `copy` and `matmul` where they are known, else against the data sheet."""
     moving = work.bytes / (gpu.copy or gpu.bandwidth)
     computing = work.flops / (gpu.matmul or gpu.bf16)
     return Bound(max(moving, computing), "bytes" if moving >= computing else "FLOPs", moving, computing)

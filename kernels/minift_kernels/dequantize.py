@@ -6,10 +6,11 @@
 
 Computed in float32 and rounded once, so the values equal bitsandbytes' to the bit (QLoRA, Dettmers et al. 2023, arXiv:2305.14314).
 Bound: bytes. n weights to bf16 move n (0.5 + 2 + 4 / 64) bytes, or n (0.5 + 2 + 1 / 64 + 4 / 16384) with double quantization; 14336 x 4096
-takes 34 us at 4.3 TB/s. The look-up decides whether that can be reached, since beyond 17 instruction slots a weight the instructions take
-longer than the bytes. Counted in sm90 machine code (Triton 3.6.0, all instructions; counts, no speeds): a tree of 15 selects 25.9; byte by byte
-with a load from a 64-byte table in L1 16.4 (double quantization 20.2); in words of 8 codes, whose weights share one absmax, and with 128-bit
-loads and stores 8.1 (8.5); the same with tl.gather, which keeps the table in shared memory and needs no 64-bit address, 6.6 (6.9): this file.
+takes 34 us at 4.3 TB/s (an H200's copy as chips.py was given it). The look-up decides whether that can be reached, since beyond 17
+instruction slots a weight the instructions take longer than the bytes. Counted in sm90 machine code (Triton 3.6.0, all instructions; counts,
+no speeds): a tree of 15 selects 25.9; byte by byte with a load from a 64-byte table in L1 16.4 (double quantization 20.2); in words of 8
+codes, whose weights share one absmax, and with 128-bit loads and stores 8.1 (8.5); the same with tl.gather, which keeps the table in shared
+memory and needs no 64-bit address, 6.6 (6.9): this file.
 One kernel where others take three (8-bit absmax -> absmax, add the offset, dequantize): the absmax never goes through memory.
 Proved in tests/kernels/test_registry.py and tests/parity/test_bitsandbytes.py."""
 

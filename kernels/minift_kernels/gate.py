@@ -4,7 +4,7 @@
 
 For each `Build` in the registry and each chip (A100 sm80, H100 and H200 sm90, MI300X gfx942):
 - no stack and no spill: a register that does not fit goes to memory, at the price of everything the kernel is for;
-- shared memory within what one block may have: 163 kB, 227 kB, 64 kB;
+- shared memory within what one block may have: 163 kB, 227 kB, 64 kB; threads within the 1024 that it may have;
 - the instructions that the build expects; where the kernel has a dot, a tensor-core instruction in any case.
 
 Recorded beside them: registers, and instructions per weight, the number that decides whether decoding 4 bits keeps up with memory:
@@ -12,7 +12,7 @@ Recorded beside them: registers, and instructions per weight, the number that de
     slots = instructions * 32 * num_warps / weights            (64 lanes on gfx942)
 
 where `instructions` are all of the program, seldom-taken branches too, padding left out; for a kernel with a loop (`Build.loop_weights`)
-those of its largest loop. A count, no speed: an H200 issues 132 * 128 * 1.755e9 of them a second at best, and moves 4.3e12 bytes.
+those of its largest loop. A count, no speed: an H200 issues 132 * 128 * 1.755e9 of them a second at best, and moves 4.3e12 bytes (chips.py).
 A stub stands in for the driver, so that `.warmup` specialises as a launch would. Triton's own cuobjdump reads the code; no toolkit needed.
 Not under TRITON_INTERPRET, which is chosen on import. Proved in tests/kernels/test_gate.py."""
 
@@ -36,6 +36,8 @@ from minift_kernels.registry import CHIPS, Build, kernels
 TARGETS = {"sm80": ("cuda", 80, 32), "sm90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 SHARED = {"sm80": 163 * 1024, "sm90": 227 * 1024, "gfx942": 64 * 1024}
 """Bytes of shared memory that one block may have."""
+THREADS = 1024
+"""Threads that one block may have, on every chip."""
 TENSOR_CORE = {"sm80": ("HMMA", "IMMA"), "sm90": ("HGMMA", "HMMA", "IGMMA", "IMMA"), "gfx942": ("v_mfma",)}
 KINDS = ("LDG", "STG", "LDGSTS", "LDS", "STS", "LDL", "STL", "ATOM", "RED", "SHFL", "HMMA", "HGMMA", "IMMA", "QGMMA", "UTMA", "MUFU",
          "global_load", "global_store", "buffer_load", "buffer_store", "global_atomic", "ds_", "v_mfma", "scratch_")  # fmt: skip
@@ -142,6 +144,8 @@ def failures(record: dict, build: Build, chip: str, dot: bool) -> list[str]:
         wrong.append(f"{record['spill']} bytes of stack or spilled registers, wanted none")
     if record["shared"] > SHARED[chip]:
         wrong.append(f"{record['shared']} bytes of shared memory, {chip} has {SHARED[chip]}")
+    if (threads := build.num_warps * TARGETS[chip][2]) > THREADS:
+        wrong.append(f"{build.num_warps} warps of {TARGETS[chip][2]} are {threads} threads, a block may have {THREADS}")
     wrong += [f"no {name}" for name in build.expect.get(chip, ()) if not has(record["kinds"], name)]
     if dot and not record["spill"] and not any(has(record["kinds"], name) for name in TENSOR_CORE[chip]):
         wrong.append(f"a dot without {' or '.join(TENSOR_CORE[chip])}")
@@ -168,7 +172,8 @@ what the machine code holds, no measured speed. No build may use stack or spill 
 
 "Per weight" is the number of instruction slots that decoding one 4-bit weight takes, everything included: instructions times threads over the
 weights of one program, or of one turn of its loop. For 14336 x 4096 weights an H200 (132 SMs, 128 lanes, 1.755 GHz assumed) needs 2.0 us per
-slot, while the 2.56 bytes a weight of a dequantization take 35 us at 4.3 TB/s: beyond 17 slots the instructions take longer than the bytes.
+slot, while the 2.56 bytes a weight of a dequantization take 35 us at 4.3 TB/s
+(a copy, given to us as measured on another H200, by no script here): beyond 17 slots the instructions take longer than the bytes.
 Plain look-ups, counted before in the same way: a tree of selects 25.9, a load from a table in L1 10.5, tl.gather from registers 9.8.
 
 """

@@ -9,9 +9,10 @@ The kernel computes y^T = W x^T: W, as the left operand, goes from the registers
 its N fills their 64 rows even where M is 16. (As the right operand it would go through shared memory, and M < 64 would miss HGMMA.)
 W is rounded to x's dtype as dequantize.py rounds it, so the weights are the same to the bit; the sum is in float32.
 
-Bound: bytes while M is small, N K (0.5 + 4/64), or N K 0.516 with double quantization; 7.7 us for 14336 x 4096 at 4.3 TB/s. Then
-2 M N K operations: at 788 TFLOP/s these take as long from M = 52 on. And each weight is decoded once per tile of M, in 8 instructions on
-sm90 (9 at BM = 128, 12 at 256; counted, Triton 3.7.1): 16 us if nothing else were issued. That, not the tensor cores, is what to shorten.
+Bound: bytes while M is small, N K (0.5 + 4/64), or N K 0.516 with double quantization; 7.7 us for 14336 x 4096 at 4.3 TB/s. Then 2 M N K
+operations: at 788 TFLOP/s (both as chips.py was given them for an H200) these take as long from M = 52 on. And each weight is decoded once
+per tile of M, in 8 instructions on sm90 (9 at BM = 128, 12 at 256; counted, Triton 3.7.1): 16 us if nothing else were issued. That, not the
+tensor cores, is what to shorten.
 The table is in registers, for tl.gather: one read by tl.load is taken by Triton's pipeliner for data to fetch ahead, which costs 1.5 more.
 Few tiles (N/BN below the number of processors) share K among several programs: each writes its part, and a second kernel adds the parts in
 a fixed order, so that the result is the same every time; atomic additions would not be.

@@ -4,10 +4,11 @@
 
 Fusing looks right: W crosses memory at half a byte a weight, and its 16-bit copy is never written. Why it loses all the same:
 - Every tile of BM rows of x needs all of W, so W is decoded M / BM times; dequantize.py decodes it once.
-- Decoding takes c instructions a weight, on 128 lanes a cycle: c / 128 cycles. The tensor cores use a weight for 2 BM operations; on an
-  H200 (788 TFLOP/s, 132 processors, 1.755 GHz) they do 3400 a cycle: 2 BM / 3400 cycles. The two are equal at BM = 13 c.
-- Here c is about 10, so a tile of 128 rows spends as long decoding as multiplying: at 14336 x 4096 and M = 2048, 16 times 20 us, against
-  305 us of matrix product. Even if all of it ran beside the tensor cores, cuBLAS's kernel has those issue slots to itself.
+- Decoding takes c instructions a weight, on 128 lanes a cycle: c / 128 cycles. The tensor cores use a weight for 2 BM operations; on an H200
+  (788 TFLOP/s as chips.py was given it, 132 processors, 1.755 GHz) they do 3400 a cycle: 2 BM / 3400 cycles. The two are equal at BM = 13 c.
+- Here c is about 10 (counted by the gate), so a tile of 128 rows spends as long decoding as multiplying: at 14336 x 4096 and M = 2048, 16
+  times 20 us, against 305 us of matrix product. Even if all of it ran beside the tensor cores, cuBLAS's kernel has those issue slots to
+  itself.
 - And there is little to win: one dequantization is bound by 35 us of memory traffic, a tenth of that product, 3 % at M = 8192.
 A larger BM is the way out on paper: at 256 the sums alone fill the registers. Or groups of warps that only decode while others only multiply,
 which Triton does not offer here.

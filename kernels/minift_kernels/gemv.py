@@ -3,8 +3,8 @@
     y[m, n] = sum_b absmax[b] sum_{k in block b} map[code[n, k]] x[m, k]          x: (M, K)      W: (N, K) in 4 bits      y: (M, N)
 
 The scale of a block multiplies the sum and not each weight. Sums and products are in float32; W itself is never rounded.
-Bound: bytes. N K (0.5 + 4/64), or N K 0.516 with double quantization: 7.7 us for 14336 x 4096 at 4.3 TB/s. In that time an H200 issues
-3.9 instructions a weight (132 processors, 128 lanes, 1.755 GHz), so every instruction counts:
+Bound: bytes. N K (0.5 + 4/64), or N K 0.516 with double quantization: 7.7 us for 14336 x 4096 at the 4.3 TB/s that chips.py was given for an
+H200. In that time it issues 3.9 instructions a weight (132 processors, 128 lanes, 1.755 GHz), so every instruction counts:
 - A program is one warp. A table of 16 values then lies in its registers, and tl.gather becomes a shuffle between lanes: shift, mask, shuffle,
   multiply-add. A load from a table in memory needs a 64-bit address besides: 2.2 to 2.5 instructions a weight more.
 - Codes arrive as words of 8, four words a lane (128 bits), so that 32 weights share one absmax and its address.

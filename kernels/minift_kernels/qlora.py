@@ -4,11 +4,11 @@
     dx = dy W + s (dy B) A     dA = s (dy B)T x     dB = s dyT low
 
 W is dequantized into a scratch matrix just before its product, and again in the backward pass: nothing of its size is kept between.
-At 8192 tokens that costs 3 % of the product (34 of 1221 us for 14336 x 4096, both bounds on an H200); a product that decodes 4 bits inside
-repeats the decoding for every tile of x, and is slower from about 130 tokens on.
+At 8192 tokens that costs 3 % of the product (34 of 1221 us for 14336 x 4096, both bounds of an H200 by chips.py: computed, not measured); a
+product that decodes 4 bits inside repeats the decoding for every tile of x, and by gemm_large.py's count decodes longer than it multiplies.
 
-The costly part is elsewhere: as written, y passes through memory twice more to have s low BT added (10 % of the product; as peft writes it,
-with scaling and casts, 28 %). Folded into the product it costs a copy of x instead:
+The costly part is elsewhere: as written, y passes through memory twice more to have s low BT added (by the bytes, 10 % of the product; as
+peft writes it, with scaling and casts, 28 %). Folded into the product it costs a copy of x instead:
 
     y = [x, low] [W, s B]T                 (T, K + r) (N, K + r)T         where N > K: x is the smaller of the two
     dx = [dy, s dy B] [W; A]               (T, N + r) (N + r, K)          where K > N: dy is the smaller

@@ -7,7 +7,7 @@ The nearest value of the map, NF4's or FP4's (QLoRA, Dettmers et al. 2023, arXiv
 and absmax equal those of bitsandbytes' CPU build to the bit, which takes some care: it multiplies by 1 / a in whole blocks and divides by a
 in a last, short one; never divides by less than 1e-38, and stores no less for a short block; an odd last byte ends with the code of zero;
 and FP4's two zeros are two places: x <= 0 becomes code 0, a small x > 0 code 8.
-Bound: bytes. n weights in bf16 move n (2 + 0.5 + 4 / 64) bytes, 35 us for 14336 x 4096 at 4.3 TB/s; it runs once per weight.
+Bound: bytes. n weights in bf16 move n (2 + 0.5 + 4 / 64) bytes, 35 us for 14336 x 4096 at 4.3 TB/s (chips.py); it runs once per weight.
 The 15 comparisons are 4 steps of a binary search: at each, one of 16 middles comes from a table in shared memory. Counted in sm90 machine
 code: 31.4 instruction slots a weight (Triton 3.6.0), 3.2 of them in branches that only a subnormal absmax takes; 28 slots are 56 us of an
 H200's issue at best: here the instructions are the bound.

@@ -3,14 +3,17 @@
     minift kernel dequantize --gpu a100 --shape n 4096 block_size 128
 
 Four sources, each said to be missing where it is: the kernel's own first page; its `work`, over the data of minift_kernels/chips.py; the record
-of the compile gate; results that benchmarks/kernels.py stored. No GPU is needed; Triton is, since kernels are written in it.
+of the compile gate, that of its newest Triton; results that benchmarks/kernels.py stored. No GPU is needed; Triton is, since kernels are
+written in it. Everything is made for 80 columns: no word and no number is split, cases go on in a second line.
 Proved in tests/recipes/test_kernel.py."""
 
 import importlib.util
 import inspect
 import json
+import re
 import sys
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 from rich.console import Console
+from rich.table import Table
 
 import minift_kernels
 from minift.errors import InputError
@@ -61,10 +65,10 @@ def run(config: Config) -> None:
     kernel, gpu = there[config.name], GPUS[config.gpu]
     cases = ({"yours": own_case(kernel, config.shape)} if config.shape else {}) | dict(kernel.benches)
     rows = [bound_row(kernel, gpu, name, case) for name, case in cases.items()]
-    console.print(page(kernel), markup=False, highlight=False, soft_wrap=True)
+    console.print(folded(page(kernel), console.width), markup=False, highlight=False, soft_wrap=True)
     console.print()
-    title = ["case", "MB", "GFLOP", "FLOP/byte", "bytes, us", "FLOPs, us", "at least, us"]
-    console.print(terminal_table(f"What bounds it on one {gpu.name} ({ceilings(gpu)})", title, rows))
+    title = ["case", "MB", "GFLOP", "FLOP/\nbyte", "bytes,\nus", "FLOPs,\nus", "bound\nby"]
+    console.print(fitted(f"What bounds it on one {gpu.name}: the larger of two times. {ceilings(gpu)}", title, rows))
     if config.shape:
         console.print(f"yours: {shown(cases['yours'])}\n", markup=False, highlight=False)
     show_gate(console, kernel, gpu)
@@ -75,6 +79,41 @@ def page(kernel: Kernel) -> str:
     """The docstring of the file that a kernel is written in."""
     home = next(m for name, m in sys.modules.items() if name.startswith("minift_kernels.") and getattr(m, "KERNEL", None) is kernel)
     return inspect.getdoc(home) or ""
+
+
+def folded(text: str, width: int) -> str:
+    """Lines of at most `width`, broken between words: a sentence that goes on in the next line is filled up; an equation keeps its own, and
+    is broken between its parts, which stand wide apart."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        prose = lines and lines[-1] and line and not lines[-1].startswith("    ") and not line.startswith(("    ", "- "))
+        if prose and not lines[-1].endswith((".", ":")):
+            lines[-1] += " " + line.strip()
+        else:
+            lines.append(line)
+    if max(map(len, text.split("\n"))) <= width:
+        return text
+    folded_lines: list[str] = []
+    for line in lines:
+        hanging = "  " if line.startswith("- ") else line[: len(line) - len(line.lstrip())]
+        parts = [line]
+        if line.startswith("    ") and len(line) > width:
+            hanging, parts = " " * 8, []
+            for part in re.split(" {3,}", line.strip()):
+                fits = parts and len(parts[-1]) + 6 + len(part) <= width
+                parts[-1:] = [f"{parts[-1]}      {part}"] if fits else [*parts[-1:], (hanging if parts else "    ") + part]
+        for part in parts:
+            folded_lines += textwrap.wrap(part, width, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False) or [""]
+    return "\n".join(folded_lines)
+
+
+def fitted(title: str, header: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> Table:
+    """A table whose numbers and headers are never broken; columns without an entry are left out."""
+    used = [i for i in range(len(header)) if any(str(row[i]) for row in rows)]
+    table = terminal_table(title, [header[i] for i in used], [[str(row[i]) for i in used] for row in rows], left=left)
+    for column in table.columns[left:]:
+        column.no_wrap = True
+    return table
 
 
 def idea(text: str) -> str:
@@ -110,7 +149,7 @@ def bound_row(kernel: Kernel, gpu: GPU, name: str, case: Mapping[str, Any]) -> l
         raise InputError(f"--shape: {kernel.name} cannot have the case {shown(case)}: {error}") from None
     least = bound(work, gpu)
     return [name, f"{work.bytes / 1e6:,.4g}", f"{work.flops / 1e9:,.4g}", f"{work.flops / work.bytes:.3g}", us(least.bytes_seconds),
-            us(least.flops_seconds), f"{us(least.seconds)} ({least.by})"]  # fmt: skip
+            us(least.flops_seconds), least.by]  # fmt: skip
 
 
 def us(seconds: float) -> str:
@@ -124,21 +163,32 @@ def shown(case: Mapping[str, Any]) -> str:
 def ceilings(gpu: GPU) -> str:
     """What the times are over, and where it comes from."""
     if gpu.copy is None or gpu.matmul is None:
-        return f"data sheet: {gpu.bandwidth / 1e12:.2f} TB/s, {gpu.bf16 / 1e12:.0f} TFLOP/s in bf16; nothing measured here"
-    return (f"measured on one: {gpu.copy / 1e12:.2f} TB/s in a copy of {gpu.bandwidth / 1e12:.2f} on the data sheet, {gpu.matmul / 1e12:.0f} TFLOP/s "
-            f"in a bf16 product of {gpu.bf16 / 1e12:.0f}")  # fmt: skip
+        return f"Data sheet: {gpu.bandwidth / 1e12:.2f} TB/s, {gpu.bf16 / 1e12:.0f} TFLOP/s in bf16; nothing measured here"
+    return (f"{gpu.copy / 1e12:.2f} TB/s in a copy (data sheet {gpu.bandwidth / 1e12:.2f}), {gpu.matmul / 1e12:.0f} TFLOP/s in a bf16 product (data "
+            f"sheet {gpu.bf16 / 1e12:.0f}): given to us as measured on another one, by no script here")  # fmt: skip
+
+
+def newest(versions: set[str]) -> str:
+    """The last of Triton's versions: "3.10.0" comes after "3.7.1"."""
+    return max(versions, key=lambda version: [int(part) for part in version.split(".") if part.isdigit()])
 
 
 def show_gate(console: Console, kernel: Kernel, gpu: GPU) -> None:
     records = json.loads(GATE.read_text(encoding="utf-8")) if GATE.exists() else []
-    rows = [[r["build"], r["triton"], r["warps"], r["registers"], f"{r['shared']:,}", r["spill"] or "none", r["instructions"], *per_weight(r, gpu)]
-            for r in records if r["kernel"] == kernel.name and r["chip"] == gpu.chip]  # fmt: skip
-    if not rows:
+    ours = [r for r in records if r["kernel"] == kernel.name and r["chip"] == gpu.chip]
+    if not ours:
         why = "nothing is stored of it" if records else "no record of the compile gate is stored here"
         console.print(f"What the compiler makes of it for {gpu.chip}: {why}. In a checkout `make gate` compiles it\n", markup=False, highlight=False)
         return
-    title = ["build", "triton", "warps", "registers", f"shared, of {gpu.shared:,}", "spilled", "instructions", "per weight", "us per million weights"]
-    console.print(terminal_table(f"What the compiler makes of it for {gpu.chip}: counts of its machine code, no measured speed", title, rows))
+    triton = newest({r["triton"] for r in ours})
+    ours = [r for r in ours if r["triton"] == triton]
+    rows = [[r["build"].removeprefix(f"{gpu.chip} "), r["warps"], r["registers"], r["spill"] or "", f"{r['shared']:,}", r["instructions"],
+             *per_weight(r, gpu)] for r in ours]  # fmt: skip
+    spills = "some spill" if any(r["spill"] for r in ours) else "none spills"
+    title = (f"What the compiler makes of it for {gpu.chip}, Triton {triton}: counts of its machine code, no measured speed; {spills}. A block may "
+             f"have {gpu.shared:,} bytes of shared memory")  # fmt: skip
+    header = ["build", "warps", "regs", "spilled,\nbytes", "shared,\nbytes", "instr.", "instr./\nweight", "us/1e6\nweights"]
+    console.print(fitted(title, header, rows))
 
 
 def per_weight(record: Mapping[str, Any], gpu: GPU) -> list[str]:
@@ -162,7 +212,8 @@ def show_measured(console: Console, kernel: Kernel) -> None:
                 faster = "{median:.2f}x ({low:.2f} to {high:.2f})".format(**row["ours_faster"]) if "ours_faster" in row else ""
                 rows.append([case, provider, f"{row['us']['median']:,.1f}", f"{100 * row['roofline']:.0f} %", faster])
         with_what = f"torch {record['torch']}, triton {record['triton']}, commit {record['commit'] or 'unknown'}, {record['date'][:10]}"
-        console.print(terminal_table(f"Measured on {gpu} ({with_what})", ["case", "who", "us", "of the roofline", "minift's speed"], rows, left=2))
+        title = ["case", "who", "us", "of the\nroofline", "minift's speed"]
+        console.print(fitted(f"Measured on {gpu} ({with_what})", title, rows, left=2))
         for trouble in record["troubles"]:
             console.print(f"failed there: {trouble}", markup=False, highlight=False)
     if not found:

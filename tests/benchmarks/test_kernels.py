@@ -365,6 +365,8 @@ def test_the_exit_status_is_1_where_a_kernel_failed(toys, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("words, said", [
     (["toi"], "there is no kernel 'toi'; near names: toy. There are toy, boy"), (["--rounds", "5"], "--rounds 5: an interval from fewer than 20"),
+    (["--seconds", "-1"], "--seconds -1: wanted more than 30"), (["--seconds", "30"], "--seconds 30: wanted more than 30"),
+    (["--seconds", "nan"], "--seconds nan: wanted"), (["--seconds", "inf"], "--seconds inf: wanted"),
 ])  # fmt: skip
 def test_wrong_words_are_refused(toys, capsys, words, said):
     with pytest.raises(SystemExit) as stop:
@@ -382,20 +384,23 @@ def test_without_a_gpu_it_says_what_it_cannot_do_and_runs_cpu_rows(toys, monkeyp
     said = capsys.readouterr().out
     assert said.startswith("No GPU here: toy, boy are not timed, nor are a copy and cuBLAS") and "CPU rows, not the kernels: 20" in said
     assert "roofline" not in said
+    assert command.main(["boy"]) == 0 and "No GPU here: boy is not timed, nor are" in capsys.readouterr().out
 
 
 def test_cpu_rows_compare_before_they_time(monkeypatch):
     monkeypatch.setattr(kernels_cpu, "find_spec", lambda name: True)
     same, other = (lambda: torch.ones(3)), (lambda: torch.zeros(3))
     monkeypatch.setattr(kernels_cpu, "pairs", lambda weight: {"good": (same, same), "bad": (same, other)})
-    title, good, bad, *_ = kernels_cpu.rows(3, side=8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    title, good, bad, *others, more = kernels_cpu.rows(3, sides=(8, 9))
+    assert ", 1 thread, torch" in title and len(others) == 6 and others[2].startswith("  9 x 9 good float32: ") and "docs/quant_cpu.md" in more
     assert title.startswith("CPU rows, not the kernels: ") and "minift (CPU)" in good and "as fast" in good
-    assert bad == "  bad float32: WRONG, the two differ; no time"
+    assert bad == "  8 x 8 bad float32: WRONG, the two differ; no time"
 
 
 def test_cpu_rows_without_bitsandbytes_say_so(monkeypatch):
     monkeypatch.setattr(kernels_cpu, "find_spec", lambda name: None)
-    assert "bitsandbytes is not installed" in list(kernels_cpu.rows(3, side=8))[1]
+    assert "bitsandbytes is not installed" in list(kernels_cpu.rows(3, sides=(8,)))[1]
 
 
 # ---------------------------------------------------------------------------------------------------------------- the page

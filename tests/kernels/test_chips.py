@@ -16,9 +16,9 @@ def test_a_bound_is_the_larger_of_two_times_worked_by_hand():
     assert bound(Work(200, 0), TOY) == (2.0, "bytes", 2.0, 0.0)
 
 
-def test_what_was_measured_counts_before_the_data_sheet():
-    measured = GPU("toy", "sm90", 100.0, 1000.0, 2, 4, 10.0, 1, 1, copy=50.0, matmul=500.0)
-    assert bound(Work(200, 1000), measured) == (4.0, "bytes", 4.0, 2.0)
+def test_a_known_copy_and_product_count_before_the_data_sheet():
+    known_rates = GPU("toy", "sm90", 100.0, 1000.0, 2, 4, 10.0, 1, 1, copy=50.0, matmul=500.0)
+    assert bound(Work(200, 1000), known_rates) == (4.0, "bytes", 4.0, 2.0)
 
 
 def test_the_h200_dequantizes_14336_by_4096_in_34_us_at_best():

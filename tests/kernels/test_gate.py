@@ -107,6 +107,13 @@ def test_bounds_are_held():
     assert gate.failures(record(kinds={"v_mfma_f32_16x16x16_bf16": 8}), build, "gfx942", dot=True) == []
 
 
+def test_a_block_of_more_than_1024_threads_is_caught():                   # a wave of gfx942 has 64 lanes, a warp 32
+    wide = lambda warps, chip: gate.failures(record(), Build("b", None, {}, num_warps=warps), chip, dot=False)
+    assert wide(32, "sm90") == wide(32, "sm80") == wide(16, "gfx942") == []
+    assert wide(32, "gfx942") == ["32 warps of 64 are 2048 threads, a block may have 1024"]
+    assert wide(64, "sm90") == ["64 warps of 32 are 2048 threads, a block may have 1024"]
+
+
 @pytest.fixture(scope="module")
 def compiles(tmp_path_factory):
     """A process in which Triton compiles: this one interprets."""
