@@ -6,8 +6,9 @@
                               s B A = the r largest singular vectors of W - Q           B = U (S/s)^1/2      A = (S/s)^1/2 VT
 
 QLoRA starts from Q alone, with B = 0. Here B A holds the best rank-r answer to W - Q (algorithm 1 of the paper), so step 0 is nearer to
-the full model than the rounded one. With T = 1 the base is quantize(W), any reader's base of that scheme, and the file is plain LoRA.
-With more the base is one that no reader can round again, so it has to be saved with the adapter.
+the full model in weights than the rounded one; in loss it need not be (docs/qlora.md has both). With T = 1 the base is quantize(W), any
+reader's base of that scheme, and the file is plain LoRA. With more the base is one that no reader can round again, so it has to be saved
+with the adapter.
 It is attached to the full weights and rounds them itself: all linears but the head, as quant.quantize_model does, for good. The
 rounded model is what `disabled` and `remove` go back to.
 Left out: embeddings, convolutions; other bits per layer (section 4 of the paper); a fast SVD, as the singular values of an error are all alike.

@@ -88,7 +88,8 @@ def compare(folder: Path, model: nn.Module, asked: Asked | None, can_say_none: b
     if not loftq and asked is not None and (asked == "none" or record["quantize"] is None):
         return                                                               # another base, on purpose
     here = name(found) if not same else f"{name(found)} of other codes"
-    text = f"the adapter {folder} was trained on {name(record)}{', rounded by LoftQ' if loftq else ''}, and this base is {here}: {way_out(folder, record)}"
+    trained = name(record) + (", rounded by LoftQ" if loftq else "")
+    text = f"the adapter {folder} was trained on {trained}, and this base is {here}: {way_out(folder, record)}"
     if record["quantize"] and not loftq and can_say_none:
         text += "; to put it on full weights on purpose, pass --quantize none"
     raise InputError(text)

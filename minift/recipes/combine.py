@@ -54,7 +54,8 @@ def run(config: Config) -> None:
         if records[-1] is not None and records[-1].get("rounded_by") == "loftq":
             raise InputError(f"{folder} is LoftQ's: part of it makes up for rounding its base, which a weighted sum would lose. Merge it instead")
         if records[-1] != records[0]:
-            raise InputError(f"{folders_in[0]} and {folder} were not trained on the same kind of base ({base_record.FILE}): no base is right for both")
+            both = f"{folders_in[0]} and {folder}"
+            raise InputError(f"{both} were not trained on the same kind of base ({base_record.FILE}): no base is right for both, combine others")
     model, _ = folders.load(config.model)
     sets = {f"{place}": weight for place, weight in enumerate(config.weights, 1)}
     for name, folder in zip(sets, folders_in):

@@ -4,7 +4,7 @@ Methods whose work no weight can do (bottlenecks, virtual tokens, edits of posit
 merged weight is computed in float32 and rounded once, which may lose a small change: float32 keeps it.
 On a base in 4 or 8 bits (--quantize, or a folder that is quantized) the result is in --dtype all through: the rounded weights plus the
 change, which is the model that was trained. --requantize rounds it to the same scheme again, which loses most of a small change
-(trap 23), and says how much of it is left.
+(trap 23), and says what share of it survived.
 Proved in tests/recipes/test_using.py and test_qlora.py."""
 
 from dataclasses import dataclass
@@ -49,6 +49,8 @@ def run(config: Config) -> None:
     peft.remove(model, "default")
     if config.requantize:
         Console().print(survival_table(report))
+        left = sum(report.values(), Survived())
+        print(f"{100 * left.share:.0f} % of the change survived (cosine x size); the rest of what moved is rounding noise")
     else:
         dequantize_model(model)                                  # what the adapter left alone
     folders.save(model, tokenizer, config.out, config.overwrite)
@@ -62,7 +64,7 @@ def scheme(model: nn.Module) -> str:
 
 def survival_table(report: dict[str, Survived]) -> Table:
     """One line per module: the change that came through rounding, beside the one that was to."""
-    row = lambda name, found: [name, f"{found.cosine:.3f}", f"{found.size:.3f}", f"{found.wanted**0.5:.4f}"]
+    row = lambda name, found: [name, f"{found.cosine:.3f}", f"{found.size:.3f}", f"{100 * found.share:.1f} %", f"{found.wanted**0.5:.4f}"]
     rows = [row(path, found) for path, found in report.items()]
-    header = ["module", "cosine", "size, times", "‖ΔW‖ wanted"]
+    header = ["module", "cosine", "size, times", "survived", "‖ΔW‖ wanted"]
     return terminal_table("What rounding left of the change", header, [*rows, row("all", sum(report.values(), Survived()))])

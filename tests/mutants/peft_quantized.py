@@ -19,6 +19,7 @@ MUTANTS = [
         new="quantize(weight, q.scheme)"),
     bug(name="quantized_survival_against_the_merged_weight", old="(wide(rounded).weight - old).double()", new="wide(rounded).weight.double()"),
     bug(name="quantized_survival_of_the_size_without_a_root", old="return (self.recovered / self.wanted) ** 0.5 if", new="return self.recovered / self.wanted if"),
+    bug(name="quantized_share_of_what_was_recovered", old="return self.product / self.wanted if", new="return self.product / self.recovered if"),
     bug(name="quantized_adapters_in_the_bases_dtype", old="dtype=torch.promote_types(base.q.dtype, torch.float32), device=base.q",
         new="dtype=base.q.dtype, device=base.q"),
     bug(name="quantized_unmerge_leaves_the_stand_in", file=MERGING, old="    swap({standing[path]: wrapper for", new="    swap({wrapper.base: wrapper for"),

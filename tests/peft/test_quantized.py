@@ -11,7 +11,7 @@ from minift.errors import InputError
 from minift.generate import generate_ids
 from minift.models.transformer import Transformer
 from minift.peft.quantized import Survived
-from minift.quant import Linear4bit, QuantizedLinear, dequantize, dequantize_model, quantize_model
+from minift.quant import Linear4bit, QuantizedLinear, dequantize, dequantize_model, quantize, quantize_model
 from minift.quant.tensor import tensors
 from tests.models.small import model, tokens
 from tests.peft.test_every_method import METHODS, NEAR_THE_BASE_AT_STEP_0, NOT_THE_BASE_AT_STEP_0, config, near
@@ -268,10 +268,25 @@ def test_trap23_rounding_a_merged_weight_to_four_bits_again_loses_a_small_change
     report = peft.merge(mlp, requantize=True)
     found = report["0"]
     assert round(found.cosine, 2) == cosine and abs(found.size - relative) < 0.01
-    assert str(found) == f"cosine {cosine:.2f}, {found.size:.2f} times its size"
+    assert str(found) == f"cosine {cosine:.2f}, {found.size:.2f} times its size, {100 * found.cosine * found.size:.0f} % survived"
     assert isinstance(mlp[0], Linear4bit) and abs((mlp[0].q.packed == kept.packed).float().mean() - unchanged) < 0.01
     peft.unmerge(mlp)
     assert mlp[0].base.q is kept
+
+
+def test_trap23_what_a_small_change_leaves_is_in_the_scales_and_double_quantization_moves_them_for_nothing():
+    torch.manual_seed(0)
+    W = torch.randn(1024, 1024)
+    for double, moved in ((True, 0.9), (False, 0.0)):
+        q = quantize(W, "nf4", 64, double)
+        again = quantize(dequantize(q), "nf4", 64, double)
+        assert torch.equal(again.packed, q.packed) and abs((dequantize(again) != dequantize(q)).float().mean() - moved) < 0.03
+    mlp = trap23(0.01)
+    base = mlp[0].base
+    found = peft.merge(mlp, requantize=True)["0"]
+    same = (torch.stack([base.q.packed >> 4, base.q.packed & 15], -1) == torch.stack([mlp[0].q.packed >> 4, mlp[0].q.packed & 15], -1))
+    recovered = (dequantize(mlp[0].q, torch.float32) - dequantize(base.q, torch.float32)).square()
+    assert recovered[same.view(1024, 1024)].sum() > 0.98 * recovered.sum() and round(found.size, 2) == 0.46 and found.share < 0.02
 
 
 def test_trap23_a_merge_into_bf16_keeps_four_fifths_and_one_into_float32_all():
@@ -286,10 +301,11 @@ def test_trap23_a_merge_into_bf16_keeps_four_fifths_and_one_into_float32_all():
 
 def test_what_survived_adds_up_and_the_sum_is_that_of_the_whole():
     one = Survived(24.0, 25.0, 25.0)                                               # <(3, 4), (4, 3)> = 24, lengths 5
-    assert one.cosine == 0.96 and one.size == 1
+    assert one.cosine == 0.96 and one.size == 1 and one.share == 24 / 25
     both = one + Survived(0.0, 0.0, 75.0)                                          # and a module where nothing came through
-    assert (both.cosine, both.size) == (24 / 50, 0.5)
-    assert Survived().cosine == Survived().size == 0
+    assert (both.cosine, both.size, both.share) == (24 / 50, 0.5, 0.24)
+    assert Survived(-1.0, 4.0, 1.0).share == -1                                    # it went the other way
+    assert Survived().cosine == Survived().size == Survived().share == 0
 
 
 def test_merged_again_after_a_disabled_block_it_is_rounded_again():

@@ -67,7 +67,10 @@ def test_qlora_from_training_to_a_merged_checkpoint(minift, tune, measured, smal
     status, said, complaint = minift("merge", *tuned, "--requantize", "--out", tmp_path / "again")
     assert status == 0 and "What rounding left of the change" in said and f"checkpoint in {scheme}, other tensors in float32" in said, complaint
     all_of_it = next(line for line in said.splitlines() if line.split()[:1] == ["all"])
-    assert 0 < float(all_of_it.split()[1]) < 1 and len([line for line in said.splitlines() if line.strip().startswith("blocks.")]) == 14
+    _, cosine, size, share, *_ = all_of_it.split()
+    assert float(share) == pytest.approx(100 * float(cosine) * float(size), abs=0.1)          # both printed with 3 digits
+    assert f"{float(share):.0f} % of the change survived (cosine x size)" in said
+    assert 0 < float(cosine) < 1 and len([line for line in said.splitlines() if line.strip().startswith("blocks.")]) == 14
     assert isinstance(load(tmp_path / "again")[0].blocks[0].mlp.up, Linear4bit)
     status, said, complaint = minift("inspect", tmp_path / "again")
     assert status == 0 and scheme in said, complaint
