@@ -99,6 +99,27 @@ MUTANTS = [
         test="tests/recipes/test_kernel.py",
     ),
     Mutant(
+        name="kernel_takes_the_newest_triton_by_its_letters",
+        file=RECIPE,
+        old="key=lambda version: [int(part) for part in version.split(\".\") if part.isdigit()]",
+        new="key=str",
+        test="tests/recipes/test_kernel.py",
+    ),
+    Mutant(
+        name="kernel_breaks_numbers_in_a_narrow_terminal",
+        file=RECIPE,
+        old="column.no_wrap = True",
+        new="column.no_wrap = False",
+        test="tests/recipes/test_kernel.py",
+    ),
+    Mutant(
+        name="gate_counts_a_wave_as_32_threads",
+        file="kernels/minift_kernels/gate.py",
+        old="build.num_warps * TARGETS[chip][2]) > THREADS",
+        new="build.num_warps * 32) > THREADS",
+        test="tests/kernels/test_gate.py",
+    ),
+    Mutant(
         name="kernel_ignores_the_shape_given",
         file=RECIPE,
         old='case[key] = parse(text, type(case[key]), f"--shape {key}")',
