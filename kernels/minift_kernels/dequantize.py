@@ -20,9 +20,10 @@ import triton.language as tl
 from torch import Tensor
 
 from minift_kernels.codes import dynamic_map, four_bit_map
+from minift_kernels.fourbit import NESTED_BLOCK, dequantize_reference
 from minift_kernels.registry import Build, Kernel, Work
 from minift_kernels.runtime import INTERPRETED, can_launch, chip
-from minift_kernels.weight import NESTED_BLOCK, check_weight
+from minift_kernels.weight import check_weight
 
 CONFIG = {("", "small"): (128, 4), ("", "large"): (512, 4), ("gfx942", "large"): (1024, 4)}
 """(chip or any, size) -> (words of 8 weights per program, warps). Chosen by instruction counts, not timed yet."""
@@ -92,14 +93,6 @@ def dequantize_4bit(
 @dequantize_4bit.register_fake
 def _(packed, absmax, code_map, n, block_size, dtype, nested_absmax=None, nested_map=None, offset=None):
     return packed.new_empty(n, dtype=dtype)
-
-
-def dequantize_reference(packed, absmax, code_map, n, block_size, dtype, nested_absmax=None, nested_map=None, offset=None) -> Tensor:
-    """The same in plain torch, a line for each line of the maths."""
-    if nested_absmax is not None:
-        absmax = nested_map[absmax.long()] * nested_absmax.repeat_interleave(NESTED_BLOCK)[: len(absmax)] + offset
-    codes = torch.stack([packed >> 4, packed & 15], dim=1).flatten()[:n]              # (n,)
-    return (code_map[codes.long()] * absmax.repeat_interleave(block_size)[:n]).to(dtype)
 
 
 def make(device: str, seed: int, n: int, block_size: int, dtype: torch.dtype, nested: bool, scheme: str = "nf4") -> dict:

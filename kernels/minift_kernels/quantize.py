@@ -11,7 +11,7 @@ Bound: bytes. n weights in bf16 move n (2 + 0.5 + 4 / 64) bytes, 35 us for 14336
 The 15 comparisons are 4 steps of a binary search: at each, one of 16 middles comes from a table in shared memory. Counted in sm90 machine
 code: 31.4 instruction slots a weight (Triton 3.6.0), 3.2 of them in branches that only a subnormal absmax takes; 28 slots are 56 us of an
 H200's issue at best: here the instructions are the bound.
-`quantize_absmax` quantizes the absmax once more, in plain torch: there are few of them. Left out: NaN and infinity, which callers refuse.
+Left out: NaN and infinity, which callers refuse; the absmax in 8 bits, which minift/quant/nested.py makes in plain torch: there are few of them.
 Proved in tests/kernels/test_registry.py and tests/parity/test_kernels_bitsandbytes.py."""
 
 import torch
@@ -20,12 +20,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minift_kernels.codes import dynamic_map, four_bit_map
-from minift_kernels.dequantize import NESTED_BLOCK
+from minift_kernels.codes import four_bit_map
+from minift_kernels.fourbit import SMALLEST, quantize_reference, thresholds
 from minift_kernels.registry import Build, Kernel, Work
 from minift_kernels.runtime import can_launch, require
 
-SMALLEST = 1e-38
 CONFIG = (4096, 4)
 """Weights per program (a whole block at least), warps. Chosen by instruction counts, not timed yet."""
 
@@ -85,34 +84,6 @@ def quantize_4bit(weight: Tensor, code_map: Tensor, block_size: int) -> tuple[Te
 def _(weight, code_map, block_size):
     n = weight.numel()
     return weight.new_empty((n + 1) // 2, dtype=torch.uint8), weight.new_empty((n + block_size - 1) // block_size, dtype=torch.float32)
-
-
-def thresholds(code_map: Tensor) -> tuple[Tensor, Tensor]:
-    """(the 15 middles between neighbours of the sorted map, the codes in the order of their values (16,))."""
-    values, order = code_map.sort(stable=True)
-    return (values[:-1] + values[1:]) / 2, order
-
-
-def quantize_reference(weight: Tensor, code_map: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-    """The same in plain torch."""
-    n, (middles, order) = weight.numel(), thresholds(code_map)
-    w = F.pad(weight.float().flatten(), (0, -n % block_size)).view(-1, block_size)    # (blocks, block_size)
-    absmax = w.abs().amax(dim=1)
-    divisor = absmax.clamp(min=SMALLEST)
-    x = w * (1 / divisor)[:, None]
-    if n % block_size:
-        x[-1], absmax[-1] = w[-1] / divisor[-1], divisor[-1]
-    codes = order[torch.bucketize(x.flatten()[: n + n % 2], middles)].to(torch.uint8)
-    return codes[0::2] << 4 | codes[1::2], absmax
-
-
-def quantize_absmax(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Double quantization: (blocks,) float32 -> codes (blocks,) uint8 in the signed dynamic map, nested_absmax (ceil(blocks/256),), offset ()."""
-    offset, values = absmax.mean(), dynamic_map(True, absmax.device)
-    blocks = F.pad(absmax - offset, (0, -len(absmax) % NESTED_BLOCK)).view(-1, NESTED_BLOCK)
-    nested = blocks.abs().amax(dim=1)
-    scaled = (blocks / nested.clamp(min=SMALLEST)[:, None]).flatten()[: len(absmax)]
-    return torch.bucketize(scaled, (values[:-1] + values[1:]) / 2).to(torch.uint8), nested, offset
 
 
 def make(device: str, seed: int, n: int, block_size: int, dtype: torch.dtype, scheme: str = "nf4") -> dict:

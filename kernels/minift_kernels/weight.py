@@ -10,10 +10,8 @@ Proved in tests/kernels/test_weight.py."""
 import torch
 from torch import Tensor
 
+from minift_kernels.fourbit import NESTED_BLOCK
 from minift_kernels.runtime import require
-
-NESTED_BLOCK = 256
-"""Blocks whose absmax share one nested absmax."""
 
 
 def check_weight(kernel: str, shape: tuple[int, ...], packed, absmax, code_map, block_size: int, nested_absmax, nested_map, offset) -> None:

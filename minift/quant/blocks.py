@@ -10,7 +10,7 @@ NF4's map has an exact zero and steps as wide as normally distributed weights as
 become code 0, numbers just above it code 8. Exact middles go to the lower value; a block of zeros has absmax 0.
 Bytes, absmax and values equal those of bitsandbytes' CPU build to the bit. Its two oddities are kept for that: w / a is w times 1 / a in
 whole blocks and a division in a short last one, and there a is at least 1e-38.
-The two functions called plain say what is computed; on a CPU lookup.py does it, on a GPU minift_kernels.
+minift_kernels/fourbit.py says line for line what is computed; on a CPU lookup.py does it, on a GPU the kernels.
 Proved in tests/quant/test_blocks.py and tests/parity/test_bitsandbytes.py."""
 
 import math
@@ -19,17 +19,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minift.quant import lookup
 from minift.quant.nested import Nested, grow, shrink
 from minift_kernels.codes import FP4, NF4, dynamic_map, four_bit_map
+from minift_kernels.fourbit import SMALLEST, dequantize_reference, quantize_reference
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """What bitsandbytes reads."""
-SMALLEST = 1e-38
-"""What an absmax is taken for when it is divided by, if it is smaller."""
 VALUES = {"nf4": NF4, "fp4": FP4}
 
 
@@ -92,24 +90,13 @@ def rows(q: FourBit) -> Iterator[Tensor]:
 
 def plain_quantize(weight: Tensor, scheme: str, block_size: int) -> tuple[Tensor, Tensor]:
     """Packed (ceil(n / 2),) uint8 and absmax (ceil(n / block_size),) float32, line for line as above."""
-    n = weight.numel()
-    w = F.pad(weight.float().flatten(), (0, -n % block_size)).view(-1, block_size)    # (blocks, block_size)
-    absmax = w.abs().amax(dim=1)                                                      # (blocks,)
-    scaled = w * (1 / absmax.clamp(min=SMALLEST))[:, None]
-    if n % block_size:
-        absmax[-1].clamp_(min=SMALLEST)
-        scaled[-1] = w[-1] / absmax[-1]
-    values, order = four_bit_map(scheme, weight.device).sort(stable=True)
-    codes = order.to(torch.uint8)[torch.bucketize(scaled, (values[:-1] + values[1:]) / 2)].flatten()[: n + n % 2]
-    return codes[0::2] << 4 | codes[1::2], absmax
+    return quantize_reference(weight, four_bit_map(scheme, weight.device), block_size)
 
 
 def plain_dequantize(q: FourBit, dtype: torch.dtype) -> Tensor:
     """Line for line as above."""
-    n = math.prod(q.shape)
-    codes = torch.stack([q.packed >> 4, q.packed & 15], dim=1).flatten()[:n]
-    values = four_bit_map(q.scheme, q.packed.device)[codes.long()] * plain_absmax(q).repeat_interleave(q.block_size)[:n]
-    return values.to(dtype).view(q.shape)
+    n, (absmax, *nested) = math.prod(q.shape), for_kernels(q)
+    return dequantize_reference(q.packed, absmax, four_bit_map(q.scheme, q.packed.device), n, q.block_size, dtype, *nested).view(q.shape)
 
 
 def plain_absmax(q: FourBit) -> Tensor:

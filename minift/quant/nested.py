@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from minift_kernels.codes import dynamic_map
+from minift_kernels.fourbit import NESTED_BLOCK as BLOCK
 
-BLOCK = 256
 CELLS = 65535
 
 

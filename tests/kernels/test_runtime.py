@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minift_kernels import dequantize, runtime
-from minift_kernels.quantize import quantize_4bit, quantize_absmax
+from minift_kernels.quantize import quantize_4bit
 from tests.kernels.memcheck import watched
 
 
@@ -72,9 +72,3 @@ def test_a_block_size_that_no_kernel_serves_is_computed_by_the_reference(capsys)
     assert absmax.tolist() == [4.0, 2.0] and packed.tolist() == [0xF7, 0x0C]                   # 1, 0 | -1, 0.5, whose nearest is 0.44 (code 12)
     assert dequantize.dequantize_4bit(packed, absmax, dequantize.four_bit_map("nf4"), 4, 2, torch.float32)[:3].tolist() == [4, 0, -2]
     assert "does not serve blocks of 2" in capsys.readouterr().err
-
-
-def test_double_quantization_worked_by_hand():
-    codes, nested, offset = quantize_absmax(torch.tensor([1.0, 3.0, 2.0]))
-    assert offset == 2 and nested.tolist() == [1.0] and codes.tolist() == [0, 255, 127]        # -1, 1 and 0 of the largest deviation, 1: the map
-    assert abs(float(dequantize.dynamic_map()[0]) + 1 - 0.9 / 128) < 1e-6                      # ... has no -1

@@ -4,7 +4,9 @@ from tests.mutants.mutant import Mutant
 
 DEQUANTIZE, QUANTIZE = "kernels/minift_kernels/dequantize.py", "kernels/minift_kernels/quantize.py"
 CODES, GATE, RUNTIME = "kernels/minift_kernels/codes.py", "kernels/minift_kernels/gate.py", "kernels/minift_kernels/runtime.py"
-TEST = {DEQUANTIZE: "tests/kernels/test_registry.py", QUANTIZE: "tests/kernels/test_registry.py", CODES: "tests/kernels/test_codes.py",
+FOURBIT = "kernels/minift_kernels/fourbit.py"
+TEST = {FOURBIT: "tests/kernels/test_registry.py", DEQUANTIZE: "tests/kernels/test_registry.py",
+        QUANTIZE: "tests/kernels/test_registry.py", CODES: "tests/kernels/test_codes.py",
         GATE: "tests/kernels/test_gate.py", RUNTIME: "tests/kernels/test_runtime.py"}  # fmt: skip
 
 
@@ -21,7 +23,7 @@ MUTANTS = [
     bug("mask_missing_at_the_store", DEQUANTIZE, "mask=(place < left) | EVEN)", "mask=there[:, None] | EVEN)"),
     bug("mask_missing_at_the_load", DEQUANTIZE, "mask=2 * byte < left, other=0)", "mask=2 * byte < left + 8, other=0)"),
     bug("even_when_it_is_not", DEQUANTIZE, "EVEN=n % (8 * words) == 0", "EVEN=n % 8 == 3"),
-    bug("double_quantization_by_the_wrong_half", DEQUANTIZE, "nested_map[absmax.long()] * nested", "nested_map[255 - absmax.long()] * nested"),
+    bug("double_quantization_by_the_wrong_half", FOURBIT, "nested_map[absmax.long()] * nested", "nested_map[255 - absmax.long()] * nested"),
     bug("quantize_nibble_order", QUANTIZE, "(high << 4 | low).to(tl.uint8)", "(low << 4 | high).to(tl.uint8)"),
     bug("quantize_middle_rounds_up", QUANTIZE, "x > tl.gather(", "x >= tl.gather("),
     bug("quantize_absmax_without_abs", QUANTIZE, "tl.max(tl.abs(w), axis=1)", "tl.max(w, axis=1)"),

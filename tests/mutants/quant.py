@@ -21,7 +21,7 @@ MUTANTS = [
     mutant("quant_order_of_fp4_forgotten", LOOKUP, "order.to(torch.uint8)", "torch.arange(16, dtype=torch.uint8)", "blocks"),
     mutant("quant_sign_lost_in_absmax", LOOKUP, "torch.abs(w, out=u)", "u.copy_(w)", "blocks"),
     mutant("quant_rows_keep_the_empty_half", BLOCKS, "values[: min(R, N - n) * K]", "values[: len(values) // K * K]", "lookup"),
-    mutant("quant_short_block_padded_with_ones", BLOCKS, "(0, -n % block_size))", "(0, -n % block_size), value=1.0)", "blocks"),
+    mutant("quant_short_block_padded_with_ones", "kernels/minift_kernels/fourbit.py", "(0, -n % block_size))", "(0, -n % block_size), value=1.0)", "blocks"),
     mutant("nested_offset_forgotten", NESTED, "return values.add_(nested.offset)", "return values", "nested"),
     mutant("nested_mean_not_taken_away", NESTED, "pad(absmax - offset, ", "pad(absmax, ", "nested"),
     mutant("nested_scale_of_the_block_before", NESTED, "nested.absmax[: whole // BLOCK, ", "nested.absmax.roll(1)[: whole // BLOCK, ", "nested"),

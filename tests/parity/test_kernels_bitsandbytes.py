@@ -4,9 +4,10 @@ import bitsandbytes.functional as bnb
 import pytest
 import torch
 
+from minift.quant.nested import shrink
 from minift_kernels.codes import dynamic_map, four_bit_map
 from minift_kernels.dequantize import dequantize_4bit
-from minift_kernels.quantize import KERNEL, quantize_4bit, quantize_absmax
+from minift_kernels.quantize import KERNEL, quantize_4bit
 
 
 def both(weight, scheme, block):
@@ -56,7 +57,8 @@ def test_zeros_and_the_smallest_numbers(scheme):
 def test_double_quantization_and_its_way_back():
     weight = torch.randn(64 * 300 + 7, generator=torch.Generator().manual_seed(1))
     packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=True)
-    codes, nested, offset = quantize_absmax(quantize_4bit(weight, four_bit_map("nf4"), 64)[1])
+    small = shrink(quantize_4bit(weight, four_bit_map("nf4"), 64)[1])
+    codes, nested, offset = small.codes, small.absmax, small.offset
     assert torch.equal(state.absmax, codes) and torch.equal(state.state2.absmax, nested) and state.offset == offset
     assert torch.equal(state.state2.code, dynamic_map())
     ours = dequantize_4bit(packed.flatten(), codes, four_bit_map("nf4"), len(weight), 64, torch.float32, nested, dynamic_map(), offset)
