@@ -1,7 +1,7 @@
 """What benchmarks/kernels.py can time without a GPU: minift's plain torch beside bitsandbytes' own CPU functions. CPU rows, no more.
 
 NF4, block 64: a matrix that fits into the processor's cache, and one that does not. Packed bytes and values must agree first, to the bit; what
-differs gets no time. docs/quant_cpu.md has more sizes, threads and the linears. About two minutes on one core, nearly all of it theirs.
+differs gets no time. docs/quant_cpu.md has more sizes, threads and the linears. About a minute on one core.
 Proved in tests/benchmarks/test_kernels.py and, with bitsandbytes itself, tests/parity/test_kernels_cpu.py."""
 
 import logging

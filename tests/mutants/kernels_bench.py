@@ -106,10 +106,10 @@ MUTANTS = [
         test="tests/recipes/test_kernel.py",
     ),
     Mutant(
-        name="kernel_breaks_numbers_in_a_narrow_terminal",
+        name="kernel_leaves_breaking_lines_to_the_terminal",
         file=RECIPE,
-        old="column.no_wrap = True",
-        new="column.no_wrap = False",
+        old="folded(page(kernel), console.width)",
+        new="page(kernel)",
         test="tests/recipes/test_kernel.py",
     ),
     Mutant(
