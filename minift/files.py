@@ -6,6 +6,7 @@ leads either to the whole old content or to the whole new one. Proved in tests/t
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,12 +64,17 @@ def recover(path: str | Path) -> Path:
 
 
 def refuse_if_used(path: str | Path, overwrite: bool) -> None:
-    """Raise InputError if `path` is a file, or a folder with content that `overwrite` does not give up."""
+    """Raise InputError if `path` is a file, a folder with content that `overwrite` does not give up, or where nothing can be written."""
     path = Path(path)
     if path.is_file():
         raise InputError(f"{path} is a file, but a folder is to be written there: name another place")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise InputError(f"the folder {path} is in use: name another one, or pass --overwrite to replace it")
+    home = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=home).cleanup()
+    except OSError as error:
+        raise InputError(f"nothing can be written in {home} ({error.strerror}), so {path} cannot be made: name another place") from None
 
 
 def _fsync(path: Path) -> None:

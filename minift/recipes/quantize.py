@@ -6,9 +6,12 @@
 
 What it cost: the error of each layer, which says where; perplexity on held-out text before and after, which says whether it matters; bytes.
 The text is the documentation on this machine, or --data, half of whose texts (by a hash of each) are for gptq and awq to calibrate on;
-the other half is measured, whatever the method, so that methods compare. Windows are cut once: before and after differ in the model alone.
+the other half is measured, whatever the method, so that methods compare. Windows are cut once: before and after differ in the model alone, and
+the nats added have an interval over windows.
 Embeddings, norms and the output head stay as they are. Proved in tests/recipes/test_quantize.py."""
 
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +36,7 @@ from minift.quant import Scheme, awq, gptq, nbytes, quantize, quantize_model
 from minift.quant.errors import Error, error
 from minift.quant.linear import QuantizedLinear
 from minift.quant.model import to_quantize
-from minift.recipes.quantize_report import Size, console_tables, draw_errors, markdown
+from minift.recipes.quantize_report import Added, Size, console_tables, draw_errors, markdown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,8 @@ class Config:
 class Result:
     before: Perplexity
     after: Perplexity
+    added: Added
+    """Nats per token that rounding adds, over windows."""
     errors: dict[str, Error]
     """Path of a linear -> its error."""
     sizes: dict[str, Size]
@@ -80,6 +85,8 @@ class Result:
     """The folder, if one was asked for."""
 
 
+FEW = 8
+"""With fewer windows a normal interval would be too narrow by far, and none is given."""
 CALIBRATION_BATCH = 8
 """Windows run through a block at once."""
 
@@ -97,28 +104,47 @@ def run(config: Config, quiet: bool = False) -> Result:
     calibration = [] if config.method == "rtn" else text_windows(tokenizer, seen, config.context, config.calibration or 128)
     text_bytes = scored_bytes(tokenizer, measured)
 
-    before, bytes_before = perplexity(model, measured, text_bytes=text_bytes), size_of(model)
+    full_losses, bytes_before = by_window(model, measured), size_of(model)
     numbers = sum(linear.weight.numel() for linear in linears.values())
     full = sum(linear.weight.numel() * linear.weight.element_size() for linear in linears.values())
     errors = round_model(model, config, calibration)
-    after = perplexity(model, measured, text_bytes=text_bytes)
+    losses = by_window(model, measured)
+    before, after = together(full_losses, text_bytes), together(losses, text_bytes)
+    more = added([found.nats_per_token for found in full_losses], [found.nats_per_token for found in losses])
     packed = sum(nbytes(model.get_submodule(path).q) for path in linears)
     sizes = {"the linears": Size(full, packed, numbers), "the whole model": Size(bytes_before, size_of(model), None)}
 
     title = f"{config.model} to {config.to}" + ("" if config.method == "rtn" else f" by {config.method}")
     source = "the half of --data held out" if config.data else "the Python documentation of modules held out"
-    held = f"{len(measured)} windows of {config.context} tokens of {source}"
+    held = f"{len(measured)} windows of {config.context} tokens of {source} ({before.tokens:,} tokens scored)"
     if not quiet:
-        for table in console_tables(title, held, errors, sizes, before, after):
+        for table in console_tables(title, held, errors, sizes, before, after, more):
             Console().print(table)
     if config.out is not None:
         folders.save(model, tokenizer, config.out, config.overwrite)
         draw_errors(config.out / "errors.png", title, errors)
         settings = {name: value for name, value in asdict(config).items() if value not in (None, ()) and name not in ("out", "overwrite")}
-        write_text(config.out / "report.md", markdown(title, held, errors, sizes, before, after, settings))
+        write_text(config.out / "report.md", markdown(title, held, errors, sizes, before, after, more, settings))
         if not quiet:
             print(f"written: {config.out}, with report.md and errors.png")
-    return Result(before, after, errors, sizes, config.out)
+    return Result(before, after, more, errors, sizes, config.out)
+
+
+def by_window(model: Transformer, windows: Sequence[Example]) -> list[Perplexity]:
+    return [perplexity(model, [window]) for window in windows]
+
+
+def together(found: Sequence[Perplexity], text_bytes: int) -> Perplexity:
+    """Of all windows: one sum and one count, not a mean of means."""
+    tokens = sum(one.tokens for one in found)
+    return Perplexity(sum(one.nats_per_token * one.tokens for one in found) / tokens, tokens, text_bytes)
+
+
+def added(full: Sequence[float], rounded: Sequence[float]) -> Added:
+    """Loss of each window before and after: the same text twice, so what is spread is the difference, far less than the losses."""
+    apart = [b - a for a, b in zip(full, rounded)]
+    few = len(apart) < FEW
+    return Added(statistics.fmean(apart), None if few else 1.96 * statistics.stdev(apart) / math.sqrt(len(apart)))
 
 
 def refuse_without_effect(config: Config) -> None:

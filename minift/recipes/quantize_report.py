@@ -30,6 +30,18 @@ class Size:
     """How many numbers they hold; None where bits for each say little."""
 
 
+@dataclass(frozen=True)
+class Added:
+    """Nats per token more after than before, a mean over windows."""
+
+    nats: float
+    interval: float | None
+    """1.96 standard errors over windows: the 95 % interval is nats ± interval. None: too few windows to tell."""
+
+    def __str__(self) -> str:
+        return f"{self.nats:+.4f}" + (" (too few windows for an interval)" if self.interval is None else f" ± {self.interval:.4f}")
+
+
 def layer_rows(errors: dict[str, Error]) -> tuple[list[str], list[list[str]]]:
     """(header, rows): one row per linear, then the mean and the worst of all."""
     calibrated = any(e.output is not None for e in errors.values())
@@ -67,7 +79,7 @@ def by_kind(errors: dict[str, Error]) -> dict[str, dict[int, Error]]:
     return kinds
 
 
-def total_rows(sizes: dict[str, Size], before: Perplexity, after: Perplexity) -> tuple[list[str], list[list[str]]]:
+def total_rows(sizes: dict[str, Size], before: Perplexity, after: Perplexity, added: Added) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of what changed in sum."""
     number = lambda name, a, b: [name, f"{a:.4f}", f"{b:.4f}", f"{100 * (b / a - 1):+.2f} %"]
     rows = []
@@ -78,15 +90,18 @@ def total_rows(sizes: dict[str, Size], before: Perplexity, after: Perplexity) ->
     rows += [number("nats per token", before.nats_per_token, after.nats_per_token), number("perplexity", before.perplexity, after.perplexity)]
     if before.bits_per_byte is not None:
         rows.append(number("bits per byte", before.bits_per_byte, after.bits_per_byte))
+    rows.append(["nats added, mean over windows", "", "", str(added)])
     return ["measure", "before", "after", "change"], rows
 
 
-def console_tables(title: str, held: str, errors: dict[str, Error], sizes: dict[str, Size], before: Perplexity, after: Perplexity) -> list[Table]:
-    return [terminal_table(title, *kind_rows(errors)), terminal_table(f"measured on {held}", *total_rows(sizes, before, after))]
+def console_tables(
+    title: str, held: str, errors: dict[str, Error], sizes: dict[str, Size], before: Perplexity, after: Perplexity, added: Added
+) -> list[Table]:
+    return [terminal_table(title, *kind_rows(errors)), terminal_table(f"measured on {held}", *total_rows(sizes, before, after, added))]
 
 
 def markdown(
-    title: str, held: str, errors: dict[str, Error], sizes: dict[str, Size], before: Perplexity, after: Perplexity, settings: dict
+    title: str, held: str, errors: dict[str, Error], sizes: dict[str, Size], before: Perplexity, after: Perplexity, added: Added, settings: dict
 ) -> str:
     """report.md."""
     chosen = "\n".join(f"- {name}: {' '.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in settings.items())
@@ -96,7 +111,8 @@ def markdown(
         meaning += (" Output error is ‖X (W − Ŵ)ᵀ‖ / ‖X Wᵀ‖ on the calibration texts, and \"of rtn\" what rounding to nearest would have had with"
                     " groups of the same size. A calibrated method gives up some weight error for it.")    # fmt: skip
     return "\n\n".join([
-        f"# {title}", f"Measured on {held}.", markdown_table(*total_rows(sizes, before, after)), "![error by layer](errors.png)",
+        f"# {title}", f"Measured on {held}. ± is 1.96 standard errors over windows.",
+        markdown_table(*total_rows(sizes, before, after, added)), "![error by layer](errors.png)",
         "## Error by layer", meaning, markdown_table(*layer_rows(errors)), "## Settings", chosen,
     ]) + "\n"    # fmt: skip
 
@@ -114,7 +130,7 @@ def draw_errors(file: Path, title: str, errors: dict[str, Error]) -> None:
         axes.plot([], [], "o--", color=NEAREST, linewidth=0.9, markersize=3, label="the same, rounded to nearest")
     axes.set(title=f"Error by layer: {title}", xlabel="block", ylabel="relative output error" if calibrated else "relative error of the weights")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(bottom=0)
+    axes.margins(x=0.06, y=0.12)                                 # no marker on the edge; from zero the lines would be one
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -198,8 +198,15 @@ MUTANTS = [
     Mutant(
         name="quantize_compares_rounded_with_rounded",
         file=RECIPE,
-        old="errors = round_model(model, config, calibration)\n    after = perplexity(model, measured, text_bytes=text_bytes)",
-        new="errors = round_model(model, config, calibration)\n    after = before",
+        old="errors = round_model(model, config, calibration)\n    losses = by_window(model, measured)",
+        new="errors = round_model(model, config, calibration)\n    losses = full_losses",
+        test="tests/recipes/test_quantize.py",
+    ),
+    Mutant(
+        name="quantize_interval_without_the_root_of_the_windows",
+        file=RECIPE,
+        old=" / math.sqrt(len(apart))",
+        new="",
         test="tests/recipes/test_quantize.py",
     ),
     Mutant(

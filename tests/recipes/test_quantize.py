@@ -18,8 +18,8 @@ from minift.models.transformer import Transformer
 from minift.quant import QuantizedLinear, awq, gptq, nbytes, quantize
 from minift.quant.errors import Error, error
 from minift.quant.model import quantizable
-from minift.recipes.quantize import Config, run
-from minift.recipes.quantize_report import by_kind, draw_errors, kind_rows, layer_rows
+from minift.recipes.quantize import Config, added, run
+from minift.recipes.quantize_report import Added, by_kind, draw_errors, kind_rows, layer_rows
 from tests.conftest import random_model
 from tests.recipes.test_using import rows
 
@@ -46,7 +46,7 @@ def test_the_folder_written_is_the_model_that_was_measured(small_model, texts, t
     assert all(isinstance(m, QuantizedLinear) and m.q.scheme == to for m in quantizable(model).values())
     full, _ = load(small_model)
     held_out = text_windows(tokenizer, halves(texts)[1], 24, 6)
-    assert perplexity(full, held_out).nats_per_token == result.before.nats_per_token
+    assert perplexity(full, held_out).nats_per_token == pytest.approx(result.before.nats_per_token, rel=1e-6)
     assert perplexity(model, held_out).nats_per_token == pytest.approx(result.after.nats_per_token, rel=1e-6)
     for path, linear in quantizable(full).items():
         assert result.errors[path] == error(linear.weight, quantize(linear.weight, to))
@@ -101,7 +101,8 @@ def test_what_the_command_line_prints_and_writes(minift, small_model, texts, tmp
             mean([e.nearest for e in ups])] in found    # fmt: skip
     [perplexities] = [line for line in found if line[0] == "perplexity"]
     assert perplexities[1:3] == [f"{result.before.perplexity:.4f}", f"{result.after.perplexity:.4f}"]
-    assert "bits per byte" in report and "6 windows of 24 tokens of the half of --data held out" in report
+    assert "bits per byte" in report and "6 windows of 24 tokens of the half of --data held out (138 tokens scored)" in report      # 6 x 23
+    assert "(138 tokens scored)" in " ".join(said.split()) and f"{result.added.nats:+.4f} (too few windows for an interval)" in report
     for path, e in result.errors.items():
         assert f"| {path} | {e.weight:.4f} | {e.worst_block:.4f} | {e.output:.4f} | {e.nearest:.4f} |" in report
     assert "- method: gptq" in report and "- block_size: 16" in report and str(tmp_path / "out") not in report
@@ -192,6 +193,26 @@ def test_tables_worked_by_hand():
     assert layer_rows({"a": Error(0.1, 0.2)})[0] == ["linear", "weight error", "worst block"]
 
 
+def test_nats_added_have_an_interval_over_windows_and_few_windows_none():
+    full, apart = [3.0, 1.0, 2.0, 5.0] * 2, [0.1, 0.3] * 4                        # mean 0.2, each 0.1 off: variance 8 * 0.01 / 7
+    found = added(full, [a + b for a, b in zip(full, apart)])
+    assert found.nats == pytest.approx(0.2) and found.interval == pytest.approx(1.96 * (0.08 / 7 / 8) ** 0.5)
+    assert str(Added(0.2, 0.07408)) == "+0.2000 ± 0.0741"
+    assert added(full[:7], full[:7]) == Added(0.0, None) and str(added([1.0], [0.5])) == "-0.5000 (too few windows for an interval)"
+
+
+def test_the_interval_is_that_of_the_windows_measured(small_model, texts):
+    result = run(Config(model=str(small_model), to="int4", data=(str(texts),), context=24, windows=9), quiet=True)
+    assert result.added.nats == pytest.approx(result.after.nats_per_token - result.before.nats_per_token, abs=1e-6) and result.added.interval > 0
+
+
+@pytest.mark.parametrize("place", ["file/below/out", "/proc/minift"])
+def test_a_place_where_nothing_can_be_written_is_refused_before_any_work(minift, texts, tmp_path, place):
+    (tmp_path / "file").write_text("not a folder")
+    status, _, complaint = minift("quantize", "no-such-model", "--to", "nf4", "--data", texts, "--out", tmp_path / place)
+    assert status == 2 and "nothing can be written in" in complaint and "name another place" in complaint
+
+
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_the_picture_has_a_line_for_each_kind_of_linear(monkeypatch, tmp_path, calibrated):
     axes, subplots = [], plt.subplots
@@ -201,6 +222,10 @@ def test_the_picture_has_a_line_for_each_kind_of_linear(monkeypatch, tmp_path, c
     lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes[1].get_lines()}
     assert lines["mlp.up"] == ([0, 1], [0.05, 0.15] if calibrated else [0.1, 0.2]) and "A title" in axes[1].get_title()
     assert ([0, 1], [0.08, 0.16]) in lines.values() if calibrated else lines["pooler"] == ([0], [0.4])
+    low, high = axes[1].get_ylim()
+    seen = [value for line in axes[1].get_lines() for value in line.get_ydata()]
+    room = 0.1 * (max(seen) - min(seen))                                         # no marker on an edge
+    assert low < min(seen) - room and max(seen) + room < high
     assert plt.get_fignums() == [] and (tmp_path / "errors.png").exists()
 
 
