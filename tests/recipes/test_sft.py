@@ -257,6 +257,20 @@ def test_options_without_effect_or_meaning_are_refused_and_nothing_is_written(tu
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("options, text", [
+    (["--no-such-option", 3], "no-such-option"),
+    (["--method", "no-such-method"], "invalid choice"),
+    (["--options", "no_such_field", 3], "--options no_such_field: the method lora has no such option; it has"),
+    (["--method", "lora", "--options", "mlp_size", 3], "--options mlp_size: the method lora has no such option"),
+    (["--method", "bitfit", "--rank", 4], "not of bitfit: leave it out"),
+    (["--quantize", "nf5"], "invalid choice"),
+])    # fmt: skip
+def test_trap22_an_unknown_or_unused_option_raises(tune, tmp_path, options, text):
+    status, _, complaint = tune("pairs.jsonl", *options)
+    assert status == 2 and text in " ".join(complaint.replace("│", "").split()), complaint
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("options, name", [(["--checkpointing"], "checkpointing"), (["--accumulate", 2], "accumulate"), (["--clip", 0], "clip"),
                                            (["--schedule", "linear"], "schedule"), (["--learn", "all"], "learn"),
                                            (["--precision", "bf16"], "precision"), (["--betas", 0.8, 0.9], "betas")])    # fmt: skip
