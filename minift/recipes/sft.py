@@ -45,7 +45,7 @@ from minift.recipes.loading import MIXED, load_sets, use_template
 from minift.recipes.methods import FLAGS, METHODS, method_config
 from minift.recipes.report import describe, draw_loss, write_samples
 from minift.tokenizer import Tokenizer
-from minift.train.loop import LoopConfig, Outcome, fit
+from minift.train.loop import LoopConfig, Outcome, fit, planned
 from minift.train.precision import autocast
 from minift.train.run import open_run
 
@@ -146,6 +146,8 @@ def run(config: Config, quiet: bool = False) -> Result:
     valid_set, valid_report = build(valid_rows, tokenizer, **making)
     choose_parameters(model, config, tokenizer)
     refuse_too_long([*train_set, *valid_set], model)
+    if config.method == "adalora":                                          # its schedule may not fit into the run: say so before there is one
+        settled(model, 0, planned(config, len(batches(train_set, config)(0)))[1])
     folder = open_run(config.out, "sft", config, config.overwrite, config.resume)
     say = (lambda text: None) if quiet else print
     say(describe(report, valid_report))

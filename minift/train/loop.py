@@ -99,6 +99,12 @@ Loss = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 """(model, batch) -> (sum over targets, number of targets)"""
 
 
+def planned(config: LoopConfig, micro_batches: int) -> tuple[int, int]:
+    """(optimizer steps of an epoch of so many micro-batches, of the whole run)."""
+    per_epoch = math.ceil(micro_batches / config.accumulate)
+    return per_epoch, min(math.ceil(per_epoch * config.epochs), config.max_steps or math.inf)
+
+
 def fit(
     model: nn.Module,
     epoch_batches: Callable[[int], Sequence[Batch]],
@@ -124,8 +130,7 @@ def fit(
         raise InputError("nothing to train: every parameter is frozen")
     make = {"adamw": adamw, "adamw8bit": adamw8bit, "paged-adamw8bit": partial(adamw8bit, paged=True), "muon": muon}[config.optimizer]
     optimizers = make(model, config.lr, config.weight_decay, config.betas)
-    per_epoch = math.ceil(len(epoch_batches(0)) / config.accumulate)
-    steps = min(math.ceil(per_epoch * config.epochs), config.max_steps or math.inf)
+    per_epoch, steps = planned(config, len(epoch_batches(0)))
     eval_every = config.eval_every or per_epoch
     last, best_file = folder / "checkpoints" / "last.pt", folder / "checkpoints" / "best.pt"
     step, best, bad, stopped = 0, None, 0, "finished"

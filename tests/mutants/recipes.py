@@ -9,6 +9,13 @@ TEST_USING = "tests/recipes/test_using.py"
 LOG, RUN, CHECKPOINT = "minift/train/log.py", "minift/train/run.py", "minift/train/checkpoint.py"
 
 MUTANTS = [
+    Mutant(
+        name="sft_asks_adaloras_schedule_in_the_run",
+        file="minift/recipes/sft.py",
+        old='    if config.method == "adalora": ',
+        new="    if False: ",
+        test="tests/recipes/test_methods.py",
+    ),
     Mutant("an_interrupted_run_counts_as_done", CLI, 'getattr(result, "interrupted", False)', 'getattr(result, "stopped", False)', TEST_SFT),
     Mutant("bad_input_ends_in_status_one", CLI, "    except InputError as error:\n        print(f\"minift {verb}: {error}\", file=sys.stderr)\n        return 2",
            "    except InputError as error:\n        print(f\"minift {verb}: {error}\", file=sys.stderr)\n        return 1", "tests/test_cli.py"),

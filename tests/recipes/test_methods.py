@@ -49,6 +49,12 @@ def test_sft_takes_every_method_and_what_it_writes_gives_the_reported_loss(minif
     assert json.loads((tmp_path / "before.json").read_text())["nats per token"] == pytest.approx(float(line.split()[2]), abs=0.0006)
 
 
+def test_a_schedule_that_does_not_fit_the_run_is_refused_before_there_is_one(minift, small_model, data, tmp_path):
+    status, _, complaint = minift("sft", "--method", "adalora", "--model", small_model, "--data", data, "--eval-data", data, "--out", tmp_path / "run",
+                                  "--max-steps", 3, "--options", "init_r", 3, "target_r", 2, "tinit", 2, "tfinal", 2)    # fmt: skip
+    assert status == 2 and "3 steps are too few" in complaint and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_says_what_it_is_and_every_option_has_a_text(minift, name):
     status, said, _ = minift("methods", name)
