@@ -174,12 +174,12 @@ def write_page() -> None:
     ]    # fmt: skip
     merges = [
         [name, f"{100 * row['change']:.0f} %", f"{row['losses'][0]:.3f}", f"{row['merged_loss']:.3f}",
-         f"{row['requantized_loss']:.3f}", f"{row['cosine']:.2f}", f"{row['size']:.2f}"]
+         f"{row['requantized_loss']:.3f}", f"{row['cosine']:.2f}", f"{row['size']:.2f}", f"{100 * row['cosine'] * row['size']:.0f} %"]
         for name, row in rows.items() if "cosine" in row
     ]    # fmt: skip
     header = ["frozen linears", "bits a weight", "frozen weights", "their error", "loss, rounded base", "with the adapter, step 0", "after training",
               "against LoRA", "a step takes"]    # fmt: skip
-    merge_header = ["frozen linears", "change", "adapter beside", "merged, float32", "merged and rounded again", "cosine", "size"]
+    merge_header = ["frozen linears", "change", "adapter beside", "merged, float32", "merged and rounded again", "cosine", "size", "survived"]
     draw(rows, mean)
     nf4, (one, five) = worse["nf4"], (way.name for way in WAYS if way.iterations)
     error, start = {name: f"{100 * row['weight_error']:.1f}" for name, row in rows.items()}, {name: row["loss_before"] for name, row in rows.items()}
@@ -211,8 +211,8 @@ Embedding and norms stay in float32; in a model this small they are most of what
 ## Merging back
 
 Merged into float weights the model is the same. Rounded to its scheme again it is another one (trap 23 in tests/peft/test_quantized.py): cosine and
-size compare what is left of the change with the change. Seed 0; the change is given as ‖ΔW‖ / ‖W‖. (For LoftQ it is more than what was
-trained: it holds the answer to the rounding error too.)
+size compare what is left of the change with the change, and their product is the share that survived. Seed 0; the change is given as
+‖ΔW‖ / ‖W‖. (For LoftQ it is more than what was trained: it holds the answer to the rounding error too.)
 
 {markdown_table(merge_header, merges)}
 """)
