@@ -1,5 +1,8 @@
 """NF4 and FP4: bytes by hand, blocks that are short, run across rows or hold nothing, and the same numbers from a GPU's kernels."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -121,3 +124,9 @@ def test_a_gpus_kernels_give_the_same(monkeypatch, scheme, double_quant, shape):
     theirs = quant.quantize(w, scheme, 64, double_quant)
     assert all(torch.equal(a, b) for a, b in zip(quant.tensor.tensors(ours).values(), quant.tensor.tensors(theirs).values()))
     assert torch.equal(quant.dequantize(theirs), plain_dequantize(ours, torch.float32))
+
+
+def test_none_of_it_needs_triton():                                                   # which a Mac lacks
+    code = "import sys; sys.modules['triton'] = None; import torch; from minift import quant; " \
+           "print(tuple(quant.QuantizedLinear.of(torch.nn.Linear(70, 33), 'nf4')(torch.ones(300, 70)).shape))"  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "(300, 33)\n"
