@@ -113,7 +113,7 @@ def table(stored: dict) -> str:
         beside = f"{dense['ms']:.1f}" if dense else ""
         lines.append(
             f"| {row['size']} | {row['threads']} | {row['dtype']} | {row['job']} | {their['ms']:.1f} | {ours['ms']:.1f} | {beside} "
-            f"| **{ours['faster_wall']:.2f}** | {ours['faster_cpu']:.2f} |"
+            f"| {ours['faster_wall']:.2f} | {ours['faster_cpu']:.2f} |"
         )
     made = stored["machine"]
     where = (

@@ -13,6 +13,7 @@ nn.Linear refuses another dtype than its weight's, W is made in that of x.
     more          W as a whole, in x's dtype                     W as a whole
 Left out: gradients of gradients. Proved in tests/quant/test_linear.py; timed in docs/quant_cpu.md."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
@@ -25,11 +26,14 @@ from minift.models.linear import rows as rows_of
 from minift.quant.blocks import FourBit, for_kernels, on_gpu
 from minift.quant.lookup import on_cpu
 from minift.quant.state import state_of, with_state
+from minift.quant.lookup import one_thread
 from minift.quant.tensor import Quantized, Scheme, dequantize, quantize, rows, tensors, with_tensors
 from minift_kernels.codes import four_bit_map
 
 FEW = 256
 """Rows of x up to which W is never made as a whole."""
+ALONE = 16
+"""Rows of x up to which one thread multiplies."""
 
 
 class QuantizedLinear(nn.Linear):
@@ -123,12 +127,14 @@ def quick(x: Tensor, q: Quantized) -> Callable[[Tensor, Quantized], Tensor] | No
 
 
 def by_pieces(x: Tensor, q: Quantized) -> Tensor:                                     # (M, K) -> (M, N)
-    """Some rows of W at a time. A single row of x is multiplied in float32: rounding W to anything less would take longer."""
+    """Some rows of W at a time. A single row of x is multiplied in float32: rounding W to anything less would take longer. A product of a
+    few rows waits for memory, and is through before a second thread is awake."""
     single, n = len(x) == 1, 0
     dtype = torch.promote_types(x.dtype, torch.float32) if single else x.dtype
     shorten = narrower(q.dtype, x.dtype)                                              # as weight_for does
     wide, y = x.to(dtype), x.new_empty(len(x), q.shape[0], dtype=dtype)
-    with torch.autocast("cpu", enabled=False):
+    threads = one_thread() if len(x) <= ALONE else contextlib.nullcontext()
+    with torch.autocast("cpu", enabled=False), threads:
         for W in rows(q):
             if dtype != torch.float32:
                 buffer = W.new_empty(W.shape, dtype=dtype) if n == 0 else buffer[: len(W)]

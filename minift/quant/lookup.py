@@ -6,8 +6,10 @@
 
 Why this is quick: torch looks up 8 bytes by a 32-bit index in half a nanosecond, and compares or searches in several. Buffers are used again,
 since memory fresh from the operating system costs more than the arithmetic; the result itself is asked for in pages of 2 MB (fresh).
+All of it on one thread: torch looks up on one in any case, and what waking a second costs for each piece is more than it saves.
 Same bits as the plain version in blocks.py, which says what is computed. Proved in tests/quant/test_lookup.py; timed in docs/quant_cpu.md."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator
@@ -33,6 +35,17 @@ def on_cpu(t: Tensor) -> bool:
     return t.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside the block torch's operators, of this Python thread, run on one thread; half a microsecond."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def fresh(n: int, dtype: torch.dtype) -> Tensor:
     """(n,) uninitialised. Large ones come from numpy, which asks Linux for large pages: 500 times fewer page faults than torch's 4 kB ones."""
     if n * dtype.itemsize < HUGE:
@@ -45,7 +58,8 @@ def assemble(pieces: Iterator[Tensor], shape: tuple[int, ...], dtype: torch.dtyp
     out, n = fresh(math.prod(shape), dtype), 0
     for piece in pieces:
         part = out[n : n + piece.numel()]
-        part.view(-1, *piece.shape[1:]).copy_(piece) if len(part) == piece.numel() else part.copy_(piece[: len(part)])
+        with one_thread():
+            part.view(-1, *piece.shape[1:]).copy_(piece) if len(part) == piece.numel() else part.copy_(piece[: len(part)])
         n += len(part)
     return out.view(shape)
 
@@ -63,7 +77,8 @@ def look_up(packed: Tensor, values: tuple[float, ...], size: int) -> Iterator[Te
     index, words = torch.empty(size // 2, dtype=torch.int32), torch.empty(size // 2, dtype=torch.float64)
     for piece in packed.split(size // 2):
         m = len(piece)
-        torch.index_select(pairs(values), 0, index[:m].copy_(piece), out=words[:m])
+        with one_thread():
+            torch.index_select(pairs(values), 0, index[:m].copy_(piece), out=words[:m])
         yield words[:m].view(torch.float32)
 
 
@@ -71,8 +86,9 @@ def scaled(packed: Tensor, absmax: Tensor, values: tuple[float, ...], block_size
     """The same, times absmax. `size` is a multiple of block_size."""
     for piece, a in zip(look_up(packed, values, size), absmax.split(size // block_size)):
         whole = len(piece) // block_size * block_size
-        piece[:whole].view(-1, block_size).mul_(a[: whole // block_size, None])
-        piece[whole:].mul_(a[-1])                                                     # a last block that is short
+        with one_thread():
+            piece[:whole].view(-1, block_size).mul_(a[: whole // block_size, None])
+            piece[whole:].mul_(a[-1])                                                 # a last block that is short
         yield piece
 
 
@@ -93,6 +109,7 @@ def cells(scheme: str) -> tuple[Tensor, Tensor, Tensor]:
     return table, middles, order
 
 
+@one_thread()
 def quantize(weight: Tensor, scheme: str, block_size: int, smallest: float) -> tuple[Tensor, Tensor]:
     """Packed (n / 2,) uint8 and absmax (n / block_size,) float32 of n finite numbers, n a multiple of block_size."""
     n, (table, middles, order) = weight.numel(), cells(scheme)

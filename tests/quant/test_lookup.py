@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from minift import quant
 from minift.quant import blocks, lookup
 from minift.quant.blocks import SMALLEST, plain_quantize
 from minift_kernels.codes import four_bit_map
@@ -79,3 +80,19 @@ def test_a_piece_is_whole_rows_and_whole_blocks():
     assert lookup.rows_at_a_time(4096, 4096, 64) == 128                               # 2^19 numbers
     assert lookup.rows_at_a_time(10, 33, 64) == 64                                    # one step, though there are but 10 rows
     assert lookup.rows_at_a_time(10**6, 33, 64) * 33 % 64 == 0
+
+
+def test_the_number_of_threads_is_what_it_was():
+    before, w, x = torch.get_num_threads(), torch.randn(48, 64), torch.randn(3, 64)
+    torch.set_num_threads(2)
+    try:
+        layer = quant.QuantizedLinear.of(torch.nn.Linear(64, 48), "nf4")
+        layer(x), layer(x[:1]), quant.dequantize(quant.quantize(w, "int4")), quant.dequantize(quant.quantize(w, "int8"))
+        assert torch.get_num_threads() == 2
+        with lookup.one_thread():
+            assert torch.get_num_threads() == 1
+        with pytest.raises(RuntimeError), lookup.one_thread():
+            raise RuntimeError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
