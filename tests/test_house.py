@@ -13,6 +13,7 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"recipes", "watch"},
+    {"rl"},
     {"train", "evaluate", "generate"},
     {"data", "losses", "peft", "folder", "sampling"},
     {"quant"},

@@ -40,13 +40,20 @@ class Context(NamedTuple):
 
 
 def visibility(
-    config: ModelConfig, places: Tensor, segments: Tensor | None, cache: KVCache | None, window: int | None, slots: int, virtual: int = 0
+    config: ModelConfig,
+    places: Tensor,
+    segments: Tensor | None,
+    cache: KVCache | None,
+    window: int | None,
+    slots: int,
+    virtual: int = 0,
+    branches: Tensor | None = None,
 ) -> Tensor | None:
     """The bias every head of a block adds to its scores: None (plain causal), bool (B, 1, T, S), or with ALiBi float (B, H, T, S).
 
     places (B, T): where each query stands, counted from the first virtual token; slots = S; segments (B, T) of the queries, or None.
-    A query sees a key at or before it, in its own segment or among the V virtual tokens, at most window - 1 tokens back. Every query
-    sees at least itself, so no row of the softmax is empty (trap 9)."""
+    A query sees a key at or before it, in its own segment or among the V virtual tokens, at most window - 1 tokens back; with branches
+    (B, T), in its own branch or the segment's trunk (branch 0). Every query sees at least itself, so no row of the softmax is empty (trap 9)."""
     T, device = places.shape[1], places.device
     if cache is None and segments is None and config.position != "alibi" and (window is None or window >= slots) and slots == T:
         return None
@@ -59,6 +66,10 @@ def visibility(
     if segments is not None and virtual:                               # every packed text has them right before its own first token
         back = torch.where(key_slot < virtual, places[:, :, None] - key_slot, back)
     seen = back >= 0
+    if branches is not None:                                           # what lies between a branch and its trunk is not in the text
+        own = branches[:, :, None] == branches[:, None, :]             # (B, T, T)
+        seen = seen & F.pad(own | (branches == 0)[:, None], (slots - T, 0), value=True)
+        back = places[:, :, None] - torch.cat([key_slot[: slots - T].expand(len(places), -1), places], dim=1)[:, None]
     if window is not None:
         seen = seen & (back < window)
     if segments is not None:

@@ -127,6 +127,7 @@ class Transformer(nn.Module):
         embeds: Tensor | None = None,
         positions: Tensor | None = None,
         segments: Tensor | None = None,
+        branches: Tensor | None = None,
         cache: KVCache | None = None,
         capture: dict | None = None,
     ) -> Tensor:
@@ -135,23 +136,28 @@ class Transformer(nn.Module):
         B, T, _ = x.shape
         if cache is not None and segments is not None:
             raise InputError("a KV cache holds one text per row: pass segments or a cache, not both")
+        if branches is not None and segments is None:
+            raise InputError("branches belong to a segment: pass segments too (all ones where a row is one tree)")
+        if branches is not None and not self.can_branch():
+            raise InputError("dynamic rotary scaling turns a prompt by the length of its text, so answers cannot share one: run each behind its own copy")
         if cache is not None and not cache.lengths.any():
             self._begin(cache)
         if self.config.embed_scale != 1.0:
             x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype)                # rounded to x's dtype, as Gemma does
         virtual = self.virtual() if cache is None else None                             # a cache holds them already
         V = cache.virtual if cache is not None else virtual.count if virtual is not None else 0
-        places = self._places(B, T, V, segments, cache, x.device)                       # (B, T)
+        places = self._places(B, T, V, segments, branches, cache, x.device)                       # (B, T)
         positions = places if positions is None else positions
         if virtual is None or virtual.embeds is None:
             prefix = None if virtual is None else virtual.keys_values
-            return self.norm(self._blocks(x, places, positions, segments, V, prefix, cache, capture))
+            return self.norm(self._blocks(x, places, positions, segments, branches, V, prefix, cache, capture))
         self._refuse_shared_stretch(places, segments)
         before = torch.arange(V, device=x.device).expand(B, V)
         x = torch.cat([virtual.embeds.to(x.dtype).expand(B, V, -1), x], dim=1)          # (B, V + T, C)
         places, positions = torch.cat([before, places], dim=1), torch.cat([before, positions], dim=1)
         segments = None if segments is None else F.pad(segments, (V, 0), value=-1)      # which number is all the same: all may see them
-        return self.norm(self._blocks(x, places, positions, segments, V, None, None, capture)[:, V:])
+        branches = None if branches is None else F.pad(branches, (V, 0), value=0)
+        return self.norm(self._blocks(x, places, positions, segments, branches, V, None, None, capture)[:, V:])
 
     def _blocks(
         self,
@@ -159,6 +165,7 @@ class Transformer(nn.Module):
         places: Tensor,
         positions: Tensor,
         segments: Tensor | None,
+        branches: Tensor | None,
         virtual: int,
         prefix: list[tuple[Tensor, Tensor]] | None,
         cache: KVCache | None,
@@ -183,7 +190,7 @@ class Transformer(nn.Module):
             capture["embed"] = x
         turns = rotation(config, positions, segments) if config.position == "rope" else None
         windows = {config.window(layer) for layer in range(config.layers)}
-        biases = {w: visibility(config, places, segments, cache, w, slots, virtual) for w in windows}
+        biases = {w: visibility(config, places, segments, cache, w, slots, virtual, branches) for w in windows}
         recompute = self.checkpointing and torch.is_grad_enabled() and cache is None    # a cache must not be written twice (trap 33)
         for layer, block in enumerate(self.blocks):
             own = None if prefix is None else prefix[layer]
@@ -200,17 +207,20 @@ class Transformer(nn.Module):
         embeds: Tensor | None = None,
         positions: Tensor | None = None,
         segments: Tensor | None = None,
+        branches: Tensor | None = None,
         cache: KVCache | None = None,
         capture: dict | None = None,
     ) -> Tensor:
         """Logits (B, T, V); position t predicts token t + 1.
 
         token_ids (B, T) int64, or embeds (B, T, C) instead. segments (B, T) int: a token sees only its own segment of the row and
-        positions restart at 0 in each; this is packing, and padding too (pads are one more segment). positions (B, T) override
+        positions restart at 0 in each; this is packing, and padding too (pads are one more segment). branches (B, T) int: answers 1, 2, ...
+        that follow the segment's first tokens, its trunk 0, each as if the others were not there (data/branches.py). positions (B, T) override
         the counted ones, which begin at V behind V virtual tokens. cache: the tokens follow those it holds and are added to it.
         capture: a dict to be filled with "embed", "blocks.N.attention.weights" (B, H, T, S), "blocks.N.attention" and "blocks.N.hidden"
         (B, T, C); virtual tokens come first in S, and those of prompt tuning in T too."""
-        return self.head(self.hidden(token_ids, embeds=embeds, positions=positions, segments=segments, cache=cache, capture=capture))
+        doors = dict(positions=positions, segments=segments, branches=branches, cache=cache, capture=capture)
+        return self.head(self.hidden(token_ids, embeds=embeds, **doors))
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache with room for `capacity` tokens of text in each row; the virtual tokens, if there are any, lie in it already."""
@@ -236,20 +246,27 @@ class Transformer(nn.Module):
         if keys_values is None:
             weight = self.norm.weight
             one, places = KVCache(self.config, 1, V, weight.dtype, weight.device), torch.arange(V, device=weight.device)[None]
-            self._blocks(virtual.embeds[None].to(weight.dtype), places, places, None, V, None, one, None)
+            self._blocks(virtual.embeds[None].to(weight.dtype), places, places, None, None, V, None, one, None)
             keys_values = [(keys[0], values[0]) for keys, values in zip(one.keys, one.values)]
         cache.begin(keys_values)
 
-    def _places(self, B: int, T: int, virtual: int, segments: Tensor | None, cache: KVCache | None, device) -> Tensor:
+    def can_branch(self) -> bool:
+        """Whether several answers may share a prompt's keys and values; dynamic rotary scaling would want other ones for each."""
+        return self.config.rope_scaling is None or self.config.rope_scaling.kind != "dynamic"
+
+    def _places(self, B: int, T: int, virtual: int, segments: Tensor | None, branches: Tensor | None, cache: KVCache | None, device) -> Tensor:
         """(B, T): how many tokens of its own text, and virtual ones, stand before each token."""
         place = torch.arange(T, device=device)
         if cache is not None:
             return cache.lengths[:, None] + place
         if segments is None:
             return (virtual + place).expand(B, T)
-        starts = torch.ones_like(segments, dtype=torch.bool)
-        starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
-        return virtual + place - torch.where(starts, place, 0).cummax(dim=1).values     # distance to the segment's first token
+        first = _first_of_run(segments, place)                                          # (B, T): where the token's segment starts
+        if branches is None:
+            return virtual + place - first
+        trunk = (branches == 0).cumsum(1)                                               # tokens of trunks up to here
+        before = trunk - trunk.gather(1, first) + 1                                     # the trunk's length, for a token of a branch
+        return virtual + torch.where(branches == 0, place - first, before + place - _first_of_run(branches, place))
 
     def _refuse_shared_stretch(self, places: Tensor, segments: Tensor | None) -> None:
         """Texts of one row share the virtual tokens, which "dynamic" rotary scaling would turn otherwise for each length of text."""
@@ -266,3 +283,10 @@ class Transformer(nn.Module):
     def module_names(self) -> dict[str, str]:
         """Our module paths -> the paths the family's Hugging Face checkpoints and adapters use."""
         return module_names(self.config)
+
+
+def _first_of_run(numbers: Tensor, place: Tensor) -> Tensor:
+    """(B, T) int64 -> (B, T): where the run of equal numbers that a token is in starts; place: 0 ... T - 1."""
+    starts = torch.ones_like(numbers, dtype=torch.bool)
+    starts[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
+    return torch.where(starts, place, 0).cummax(dim=1).values
