@@ -90,6 +90,7 @@ def test_a_frozen_stream_trains_the_head_alone():
 def test_without_gradients_nothing_is_kept_or_multiplied_back(monkeypatch):
     made = []
     monkeypatch.setattr(torch, "zeros_like", lambda *a, **k: made.append(a))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: made.append(a))
     hidden, head, ids = case()
     with torch.no_grad():
         total, _ = next_token_from_hidden(hidden, head, ids, MASK)
