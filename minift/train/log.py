@@ -6,6 +6,7 @@ Proved in tests/train/test_log.py."""
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from minift.files import write_text
 class Log:
     """Use as a context manager around the training loop."""
 
-    def __init__(self, folder: Path, steps: int, start: int = 0, tensorboard: bool = False, quiet: bool = False):
+    def __init__(self, folder: Path, steps: int, start: int = 0, tensorboard: bool = False, quiet: bool = False, unit: str = "tokens"):
         folder.mkdir(parents=True, exist_ok=True)
         if start and (folder / "metrics.jsonl").exists():
             kept = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= start]
@@ -32,6 +33,8 @@ class Log:
             disable=quiet or not self.console.is_terminal,
         )
         self.task = self.progress.add_task("train", total=steps, completed=start, note="")
+        self.unit = unit
+        """What a step's targets are called."""
         self.start, self.began, self.tokens, self.said = start, time.perf_counter(), 0, time.perf_counter()
 
     def __enter__(self) -> "Log":
@@ -44,12 +47,13 @@ class Log:
         if self.board is not None:
             self.board.close()
 
-    def step(self, step: int, loss: float, lr: float, grad_norm: float, tokens: int) -> None:
-        """One optimizer step has been taken: `step` counts from 1, `tokens` are the target tokens it used."""
+    def step(self, step: int, loss: float, lr: float, grad_norm: float, tokens: int, more: Mapping[str, float] = {}) -> None:
+        """One optimizer step has been taken: `step` counts from 1, `tokens` are the targets it used (tokens, or pairs); more: other
+        numbers for its line."""
         self.tokens += tokens
         rate = self.tokens / (time.perf_counter() - self.began)
-        self._write({"step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens": tokens, "tokens_per_s": round(rate, 1)})
-        note = f"loss {loss:.3f}  {rate:,.0f} tokens/s"
+        self._write({"step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm, self.unit: tokens, f"{self.unit}_per_s": round(rate, 1), **more})
+        note = f"loss {loss:.3f}  {rate:,.0f} {self.unit}/s"
         self.progress.update(self.task, completed=step, note=note)
         total = self.progress.tasks[0].total
         if not self.console.is_terminal and (time.perf_counter() - self.said > 10 or step == total):    # a log file gets a line each 10 s

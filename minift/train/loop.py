@@ -116,12 +116,15 @@ def fit(
     quiet: bool = False,
     after_step: Callable[[int, int], None] | None = None,
     counts: Callable[[int, int], bool] | None = None,
+    metrics: Callable[[], dict[str, float]] | None = None,
+    unit: str = "tokens",
 ) -> Outcome:
     """Train the model's trainable parameters in place.
 
     epoch_batches(n) gives the micro-batches of epoch n, the same ones each time it is asked. evaluate() returns named values of
     which "loss" decides what is best. after_step(step, steps) is called while the gradients are still there. An evaluation at which
-    counts(step, steps) is False cannot be the best one. Checkpoints and metrics.jsonl go to `folder`. Raises FloatingPointError at a loss that is not
+    counts(step, steps) is False cannot be the best one. metrics() is asked after each step for what else its line should hold; unit: what
+    a batch's targets are. Checkpoints and metrics.jsonl go to `folder`. Raises FloatingPointError at a loss that is not
     finite, before it reaches the weights."""
     torch.manual_seed(config.seed)
     device = next(model.parameters()).device
@@ -145,7 +148,7 @@ def fit(
     def save(path: Path) -> None:
         checkpoint.write(path, model, optimizers, step, best, bad)
 
-    with Log(folder, steps, step, config.tensorboard, quiet) as log:
+    with Log(folder, steps, step, config.tensorboard, quiet, unit) as log:
         try:
             model.train()
             for window in _windows(epoch_batches, config.accumulate, per_epoch, step, steps):
@@ -168,7 +171,7 @@ def fit(
                     after_step(step, steps)
                 for optimizer in optimizers:
                     optimizer.zero_grad()
-                log.step(step, total, config.lr * factor, norm.item(), targets)
+                log.step(step, total, config.lr * factor, norm.item(), targets, metrics() if metrics is not None else {})
                 if evaluate is not None and (step % eval_every == 0 or step == steps):
                     values = evaluate()
                     model.train()

@@ -33,7 +33,7 @@ MUTANTS = [
     loftq(name="loftq_starts_b_at_zero", old="                small[path].B.copy_(B)\n", new=""),
     loftq(name="loftq_rounds_the_targets_only", old="        for path, base in linears.items():\n            scale",
           new="        for path, base in [(p, b) for p, b in linears.items() if p in chosen]:\n            scale"),
-    Mutant(name="sft_forgets_to_quantize", file="minift/recipes/sft.py", old='None if config.method == "loftq" else config.quantize', new="None", test=QLORA),
+    Mutant(name="sft_forgets_to_quantize", file="minift/recipes/tuning.py", old='None if config.method == "loftq" else config.quantize', new="None", test=QLORA),
     Mutant(name="merge_leaves_other_linears_in_four_bits", file="minift/recipes/merge.py", old="        dequantize_model(model) ", new="        pass ", test=QLORA),
     record(name="base_record_is_never_compared", file="minift/recipes/loading.py", old="    base_record.compare(folder, model, asked)\n", new=""),
     record(name="base_record_lets_loftq_through", old="if not loftq and asked is not None", new="if asked is not None"),

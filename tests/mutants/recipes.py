@@ -3,7 +3,7 @@
 from tests.mutants.mutant import Mutant
 
 CLI, FOLDER = "minift/cli.py", "minift/folder.py"
-SFT, TEST_SFT = "minift/recipes/sft.py", "tests/recipes/test_sft.py"
+SFT, TUNING, TEST_SFT = "minift/recipes/sft.py", "minift/recipes/tuning.py", "tests/recipes/test_sft.py"
 PRETRAIN, TEST_PRETRAIN = "minift/recipes/pretrain.py", "tests/recipes/test_pretrain.py"
 TEST_USING = "tests/recipes/test_using.py"
 LOG, RUN, CHECKPOINT = "minift/train/log.py", "minift/train/run.py", "minift/train/checkpoint.py"
@@ -25,12 +25,12 @@ MUTANTS = [
     Mutant("held_out_rows_are_trained_on", SFT, "train_set, report = build(train_rows,", "train_set, report = build(rows,", TEST_SFT),
     Mutant("last_n_does_not_reach_the_method", "minift/recipes/methods.py", "\"last_n\": \"n\"", "\"last_n\": \"keep_base\"", TEST_SFT),
     Mutant("the_rest_is_not_frozen", "minift/peft/attach.py", "        model.requires_grad_(False)\n", "", TEST_SFT),
-    Mutant("a_new_adapter_without_the_runs_seed", SFT, "    torch.manual_seed(config.seed)\n", "", TEST_SFT),
-    Mutant("options_of_another_method_are_ignored", SFT, "(FLAGS[name] in known or v != defaults[name])", "FLAGS[name] in known", TEST_SFT),
+    Mutant("a_new_adapter_without_the_runs_seed", TUNING, "    torch.manual_seed(config.seed)\n", "", TEST_SFT),
+    Mutant("options_of_another_method_are_ignored", TUNING, "(FLAGS[name] in known or v != defaults[name])", "FLAGS[name] in known", TEST_SFT),
     Mutant("a_folder_is_made_before_the_options_are_checked", SFT,
            '    choose_parameters(model, config, tokenizer)\n    refuse_too_long',
            '    open_run(config.out, "sft", config, config.overwrite, config.resume)\n    choose_parameters(model, config, tokenizer)\n    refuse_too_long', TEST_SFT),
-    Mutant("an_adapter_without_its_template", SFT, "if tokenizer.chat_template:", "if False:", TEST_SFT),
+    Mutant("an_adapter_without_its_template", TUNING, "if tokenizer.chat_template:", "if False:", TEST_SFT),
     Mutant("packed_rows_see_each_other", SFT, "model.hidden(batch.token_ids, segments=batch.segments)", "model.hidden(batch.token_ids)", TEST_SFT),
     Mutant("packed_rows_see_each_other_under_an_adapted_head", SFT, "model(batch.token_ids, segments=batch.segments)", "model(batch.token_ids)", TEST_SFT),
     Mutant("the_adapters_template_is_not_read", "minift/recipes/loading.py", "if template.exists():", "if False:", TEST_USING),

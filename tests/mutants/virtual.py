@@ -15,7 +15,7 @@ MUTANTS = [
     ),
     Mutant(
         name="virtual_tokens_forgotten_in_packed_positions", file=TRANSFORMER, test=DOOR,
-        old="return virtual + place - torch", new="return place - torch",
+        old="            return virtual + place - first\n", new="            return place - first\n",
     ),
     Mutant(
         name="virtual_outputs_kept", file=TRANSFORMER, test=DOOR,

@@ -166,3 +166,10 @@ def test_an_evaluation_that_does_not_count_is_never_the_best(tmp_path):
     outcome = fit(model, lambda epoch: batches, exact_loss, LoopConfig(epochs=1, eval_every=1), tmp_path, lambda: {"loss": next(losses)}, quiet=True,
                   counts=lambda step, steps: step > 1)    # fmt: skip
     assert outcome.best == 2.0
+
+
+def test_a_recipe_may_add_numbers_to_each_step(tmp_path):
+    asked = []
+    settings = LoopConfig(lr=0.1, epochs=2, precision="fp32")
+    fit(Bigram(), lambda epoch: [pad(EIGHT)], exact_loss, settings, tmp_path, quiet=True, metrics=lambda: asked.append(1) or {"margin": len(asked)})
+    assert [line["margin"] for line in map(json.loads, open(tmp_path / "metrics.jsonl"))] == [1, 2]
