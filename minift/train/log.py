@@ -66,7 +66,7 @@ class Log:
         self.say(f"step {step}: " + "  ".join(f"held-out {name.replace('_', ' ')} {value:.4g}" for name, value in values.items()))
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def _write(self, values: dict[str, float]) -> None:
         self.file.write(json.dumps(values) + "\n")
