@@ -10,6 +10,8 @@ what it would say of prompt + answer alone. The first token of every answer is p
 Preference pairs (two answers), GRPO's groups and PPO's single completions are all this. Proved in tests/data/test_branches.py.
 Left out: answers that branch off inside an answer."""
 
+import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -118,3 +120,30 @@ def grow(trees: Sequence[Tree], length: int | None = None, pad_id: int = 0) -> T
 def apart(trees: Sequence[Tree]) -> list[Tree]:
     """The same answers in the same order, each behind a copy of its prompt: what `grow` saves."""
     return [Tree(tree.prompt, [answer]) for tree in trees for answer in tree.answers]
+
+
+def answers_in(part: slice, lengths: Tensor) -> slice:
+    """Which of the A answers the tokens `part` of the n are, where both its ends are ends of answers."""
+    ends = lengths.cumsum(0)
+    first, last = torch.searchsorted(ends, torch.tensor([part.start, part.stop - 1], device=lengths.device), right=True).tolist()
+    return slice(first, last + 1)
+
+
+def batches_of_trees(sizes: Sequence[int], tokens: int, seed: int, bucketed: bool = False) -> list[list[int]]:
+    """One epoch of micro-batches of about `tokens` tokens, as lists of indices, longest tree first (so that `grow` packs them well).
+
+    Shuffled, and of equal numbers of trees, give or take one; or bucketed: trees of similar size together, each a row of its own. Every
+    epoch (`seed`) has the same number of batches."""
+    dice = random.Random(seed)
+    order = dice.sample(range(len(sizes)), len(sizes))
+    if not bucketed:
+        count = min(len(sizes), max(1, math.ceil(sum(sizes) / tokens)))
+        bounds = [round(i * len(sizes) / count) for i in range(count + 1)]
+        return [sorted(order[a:b], key=lambda i: -sizes[i]) for a, b in zip(bounds, bounds[1:])]
+    batches: list[list[int]] = []
+    for index in sorted(order, key=lambda i: -sizes[i]):
+        if not batches or sizes[batches[-1][0]] * (len(batches[-1]) + 1) > tokens:
+            batches.append([])
+        batches[-1].append(index)
+    dice.shuffle(batches)
+    return batches

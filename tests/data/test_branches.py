@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minift import peft
-from minift.data.branches import Tree, apart, grow
+from minift.data.branches import Tree, answers_in, apart, batches_of_trees, grow
 from minift.errors import InputError
 from tests.models.small import CONFIGS, model, tokens
 from tests.models.test_transformer import near
@@ -119,3 +119,31 @@ def test_an_adapter_sees_the_same_trees():
     decoder = model("llama")
     peft.attach(decoder, peft.LoRA(rank=2, alpha=4))
     near(predictions(decoder, grow(RAGGED, 36)), torch.cat([alone(decoder, tree, answer) for tree in RAGGED for answer in tree.answers]))
+
+
+def test_which_answers_a_run_of_tokens_is():
+    lengths = torch.tensor([2, 1, 4])
+    assert [answers_in(slice(*ends), lengths) for ends in ((0, 2), (2, 3), (0, 3), (3, 7), (0, 7))] == [
+        slice(0, 1), slice(1, 2), slice(0, 2), slice(2, 3), slice(0, 3)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("bucketed", [False, True])
+def test_an_epoch_holds_every_tree_once_and_another_epoch_has_as_many_batches(bucketed):
+    sizes = [random.Random(7).randrange(3, 40) for _ in range(53)]
+    epochs = [batches_of_trees(sizes, 100, seed, bucketed) for seed in range(5)]
+    for batches in epochs:
+        assert sorted(index for batch in batches for index in batch) == list(range(53))
+        assert len(batches) == len(epochs[0])
+    assert len({str(batches) for batches in epochs}) == 5
+
+
+def test_shuffled_batches_have_equal_numbers_of_trees():
+    counts = [len(batch) for batch in batches_of_trees([10] * 53, 100, 0)]
+    assert len(counts) == 6 and set(counts) == {8, 9}
+
+
+def test_bucketed_batches_keep_within_the_tokens():
+    sizes = [3, 30, 7, 8, 9, 31, 120]
+    for batch in batches_of_trees(sizes, 64, 0, bucketed=True):
+        assert len(batch) == 1 or max(sizes[i] for i in batch) * len(batch) <= 64
