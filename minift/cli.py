@@ -10,7 +10,7 @@ import importlib
 import sys
 
 import minift
-from minift.errors import InputError
+from minift.errors import InputError, RunError
 
 VERBS = {
     "quickstart": "fine-tune the bundled model on this machine's own Python, in minutes, and show what it learned",
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"minift {verb}: {error}", file=sys.stderr)
         return 2
-    except (FloatingPointError, OSError) as error:
+    except (FloatingPointError, OSError, RunError) as error:
         print(f"minift {verb}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,0 +1,96 @@
+"""A trained reward model as a source of rewards: its scores, read at the last token of each answer (models/scorer.py).
+
+    (row, text)  --the scorer's own tokenizer and template-->  prompt | answer, end token  -->  score
+
+The policy's token ids are never looked at: a scorer with another tokenizer would read other words in them. So text and row are
+tokenised anew, exactly as in the scorer's training. The end token is there even if the policy was cut off before it, since that is
+where the scorer learned to be read; recipes punish unfinished answers themselves. Answers to one prompt share its tokens.
+Proved in tests/rl/test_rewards.py. Left out: a scorer of several models."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from minift import folder as folders
+from minift.data.branches import Tree, grow
+from minift.data.chat import render
+from minift.data.examples import prompt_ids
+from minift.data.sources import Row
+from minift.errors import InputError
+from minift.generate import position_limit
+from minift.models.families import SCORER
+from minift.models.scorer import Scorer
+from minift.rl.reward_source import Answered, RewardError
+from minift.tokenizer import Tokenizer
+
+LoadScorer = Callable[[str], tuple[Scorer, Tokenizer]]
+
+
+class ModelReward:
+    """A source that asks `scorer`. batch_tokens: tokens of a forward pass, pads included."""
+
+    def __init__(self, name: str, scorer: Scorer, tokenizer: Tokenizer, batch_tokens: int = 8192):
+        self.name, self.scorer, self.tokenizer, self.batch_tokens = name, scorer, tokenizer, batch_tokens
+
+    @torch.no_grad()
+    def __call__(self, answers: Sequence[Answered]) -> list[float]:
+        limit, branches = position_limit(self.scorer), {}
+        for number, answer in enumerate(answers):
+            prompt, ids = tokens_of(answer.row, answer.text, self.tokenizer)
+            if len(prompt) + len(ids) > limit:
+                raise RewardError(f"{answer.row.where}: with its answer this is {len(prompt) + len(ids)} tokens for the reward model {self.name}, "
+                                  f"which has {limit} positions: shorten the prompt, or allow fewer new tokens")
+            branches.setdefault(tuple(prompt), []).append((number, ids))
+        trees = [(found, Tree(list(prompt), [ids for _, ids in found])) for prompt, found in branches.items()]
+        rewards, was_training = [0.0] * len(answers), self.scorer.training
+        self.scorer.eval()
+        try:
+            for some in _batches(sorted(trees, key=lambda pair: pair[1].size), self.batch_tokens):
+                batch = grow([tree for _, tree in some]).to(self.scorer.norm.weight.device)
+                numbers = [number for found, _ in some for number, _ in found]
+                for number, reward in zip(numbers, self.scorer.rewards(batch).tolist()):
+                    rewards[number] = reward
+        finally:
+            self.scorer.train(was_training)
+        return rewards
+
+
+def load_scorer(name: str) -> tuple[Scorer, Tokenizer]:
+    """A reward model that is a whole checkpoint. A language model is refused: it would be given a random head."""
+    try:
+        kinds = json.loads((folders.locate(name) / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, ValueError):
+        kinds = [SCORER]                                                    # folders.load says what is wrong with it
+    if not any(str(kind).endswith(SCORER) for kind in kinds):
+        raise InputError(f"{name} holds a language model, which gives no scores: as a reward, name the folder of a reward model (minift reward makes one)")
+    return folders.load(name, scores=1)
+
+
+def tokens_of(row: Row, text: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """(prompt, answer with its end token) of `row` answered by `text`, as training sees them; the answer may be empty."""
+    prompt = prompt_ids(row, tokenizer)
+    if not row.messages:
+        return prompt, [*tokenizer.encode(text, add_special_tokens=False, continues=True), tokenizer.eos_id]
+    template = "plain" if tokenizer.chat_template is None else None
+    ids, _ = tokenizer.encode_segments(render(with_answer(row, text).messages, tokenizer, template, input=row.input))
+    return prompt, ids[len(prompt) :]
+
+
+def with_answer(row: Row, text: str) -> Row:
+    """The row answered by `text`, whether or not it had an answer."""
+    if row.messages and row.messages[-1]["role"] != "assistant":
+        return replace(row, messages=(*row.messages, {"role": "assistant", "content": text}))
+    return row.with_answer(text)
+
+
+def _batches(trees: list, batch_tokens: int) -> list[list]:
+    """Trees of rising size, cut where rows x longest would pass batch_tokens; a batch has one tree at least."""
+    batches, some = [], []
+    for numbered in trees:
+        if some and (len(some) + 1) * numbered[1].size > batch_tokens:
+            batches.append(some)
+            some = []
+        some.append(numbered)
+    return [*batches, some] if some else batches

@@ -1,0 +1,77 @@
+"""A reward source: whatever says how good finished answers are.
+
+    [answer 1, ..., answer n]  ->  [reward 1, ..., reward n]          finite numbers, larger is better
+
+A source is a callable with a name. It gets many answers at once (a model scores them in batches) and each with all that is known of it: its
+text, its tokens, the row it answers, the record's other fields. What comes back is checked by `ask`, since a single NaN in a
+batch's rewards reaches every weight, and an error without a row cannot be mended.
+Proved in tests/rl/test_rewards.py. Left out: rewards inside an answer (per token, per step)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from minift.data.sources import Row
+from minift.errors import RunError
+
+
+class RewardError(RunError):
+    """A reward source failed, or gave something that is no reward. Names the source and the row."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt and one answer to it."""
+
+    prompt: str
+    """As text, the template's words included."""
+    text: str
+    """The answer, without its end token."""
+    row: Row
+    """What was asked."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """The record's other columns, a reference answer for one."""
+    ids: Sequence[int] = ()
+    """The answer's tokens as they were sampled, with the end token if it ended."""
+    ended: bool = True
+    """False: it was cut off at the limit."""
+
+
+class Source(Protocol):
+    """Answers -> their rewards. `name` is what it is called in logs and errors."""
+
+    name: str
+
+    def __call__(self, answers: Sequence[Answered]) -> Sequence[float]: ...
+
+
+def ask(source: Source, answers: Sequence[Answered]) -> list[float]:
+    """The rewards as plain floats (True is 1.0). Raises RewardError, naming source and row, if there is not one finite number for each answer."""
+    found = source(answers)
+    if isinstance(found, Tensor) or hasattr(found, "tolist"):
+        found = found.tolist()
+    if not isinstance(found, (list, tuple)):
+        raise RewardError(f"the reward {source.name} returned a {type(found).__name__} for {rows(answers)}; wanted a list with a number for each answer")
+    if len(found) != len(answers):
+        raise RewardError(f"the reward {source.name} returned {len(found)} numbers for {len(answers)} answers ({rows(answers)}); wanted one for each")
+    return [_number(value, answer, source.name) for value, answer in zip(found, answers)]
+
+
+def rows(answers: Sequence[Answered]) -> str:
+    """Which rows these answers belong to, for an error."""
+    places = list(dict.fromkeys(answer.row.where for answer in answers))
+    return places[0] if len(places) == 1 else f"{places[0]} to {places[-1]}" if places else "no answers"
+
+
+def _number(value: Any, answer: Answered, name: str) -> float:
+    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if not isinstance(value, Real):
+        raise RewardError(f"{answer.row.where}: the reward {name} is {value!r:.60}, a {type(value).__name__}, for the answer {answer.text!r:.60}; "
+                          "wanted a number: return 0.0 where there is nothing to reward")
+    if not math.isfinite(value):
+        raise RewardError(f"{answer.row.where}: the reward {name} is {float(value)} for the answer {answer.text!r:.60}; wanted a finite number")
+    return float(value)
