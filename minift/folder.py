@@ -14,6 +14,8 @@ import torch
 from minift import tokenizer as tokenizers
 from minift.errors import InputError
 from minift.files import new_folder, recover
+from minift.models.families import SCORER
+from minift.models.scorer import Scorer
 from minift.models.transformer import Transformer
 from minift.quant.folder import read_model, write_model
 from minift.quant.tensor import Scheme
@@ -42,11 +44,13 @@ def locate(name: str | Path) -> Path:
 
 
 def load(
-    name: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", quantize: Scheme | None = None
+    name: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", quantize: Scheme | None = None,
+    scores: int = 0, seed: int = 0,
 ) -> tuple[Transformer, Tokenizer]:
     """Read a checkpoint folder, or a bundled model by name. The tokenizer must not be larger than the embedding.
 
-    quantize: "nf4", "fp4", "int8" or "int4" for the linears of a folder with full weights; head, embeddings, norms and biases are in dtype."""
+    quantize: "nf4", "fp4", "int8" or "int4" for the linears of a folder with full weights; head, embeddings, norms and biases are in dtype.
+    scores: K for a Scorer with K scores (models/scorer.py): the folder's own, or the body of a language model and a new head drawn from `seed`."""
     folder = locate(name)
     try:
         torch.empty(0, device=device)
@@ -55,6 +59,13 @@ def load(
     tokenizer = tokenizers.load(folder)
     model = read_model(folder, dtype, device, quantize)
     tokenizers.check_fits(tokenizer, model.config.vocab_size)
+    if isinstance(model, Scorer) and not scores:
+        raise InputError(f"{folder} holds a reward model or a classifier (its config.json says ...{SCORER}), and a language model is wanted here")
+    if scores:
+        model = model if isinstance(model, Scorer) else Scorer.on(model, scores, seed)
+        if model.config.labels != scores:
+            raise InputError(f"{folder} gives {model.config.labels} scores, and {scores} are wanted here: name another folder")
+        model.score.float()                                                 # a head is small, and two close scores are no one number
     return model, tokenizer
 
 

@@ -81,6 +81,8 @@ class ModelConfig:
     """The output head is the embedding matrix."""
     dropout: float = 0.0
     """On the embedding and on each residual branch, while training."""
+    labels: int = 0
+    """K of a scorer: that many scores in place of the V logits (scorer.py); 0: a language model."""
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None

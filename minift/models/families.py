@@ -44,6 +44,10 @@ INERT = {
 """Options of any family that we do not implement -> the value at which they change nothing."""
 
 
+SCORER = "ForSequenceClassification"
+"""How the architecture of a scorer's folder ends."""
+
+
 def from_hf(hf: dict) -> ModelConfig:
     """The ModelConfig of a config.json. Raises InputError naming the field it cannot honour."""
     kind = hf.get("model_type")
@@ -54,7 +58,7 @@ def from_hf(hf: dict) -> ModelConfig:
         if hf.get(option) is not None and hf[option] != wanted:
             raise InputError(f"{option} is {hf[option]!r}: minift does not implement it; only {wanted!r} or leaving it out will do")
     try:
-        return FAMILIES[kind][0](hf)
+        return dataclasses.replace(FAMILIES[kind][0](hf), labels=_labels(hf))
     except InputError:
         raise
     except ValueError as error:                                            # ModelConfig's own checks
@@ -77,11 +81,26 @@ def to_hf(config: ModelConfig, dtype: str = "float32") -> dict:
         "dtype": dtype,
         **FAMILIES[config.family][1](config),
     }
+    if config.labels:
+        names = {str(k): f"LABEL_{k}" for k in range(config.labels)}
+        hf["architectures"] = [name.replace("ForCausalLM", SCORER).replace("LMHeadModel", SCORER) for name in hf["architectures"]]
+        hf |= {"num_labels": config.labels, "id2label": names, "label2id": {name: int(k) for k, name in names.items()}}
     again = dataclasses.asdict(from_hf(hf))                                # the file must say exactly this model
     lost = [f"{name} {value!r}" for name, value in dataclasses.asdict(_plain(config)).items() if again[name] != value]
     if lost:
         raise InputError(f"the {config.family} family cannot express {', '.join(lost)}: choose another family or another value")
     return hf
+
+
+def _labels(hf: dict) -> int:
+    """K of a ...ForSequenceClassification, as transformers counts it: by id2label, else 2 unless num_labels says otherwise; else 0."""
+    if not any(str(name).endswith(SCORER) for name in hf.get("architectures") or []):
+        return 0
+    names = hf.get("id2label")
+    labels = len(names) if isinstance(names, dict) and names else hf.get("num_labels", 2)
+    if not isinstance(labels, int) or isinstance(labels, bool) or labels < 1:
+        raise InputError(f"num_labels is {labels!r}: wanted a positive whole number")
+    return labels
 
 
 def _plain(config: ModelConfig) -> ModelConfig:

@@ -23,7 +23,8 @@ from minift.errors import InputError
 from minift.files import new_folder, write_text
 from minift.models.config import ModelConfig
 from minift.models.families import from_hf, to_hf
-from minift.models.names import BUFFERS, is_transposed, module_names
+from minift.models.names import BUFFERS, is_transposed, module_names, table
+from minift.models.scorer import Scorer
 from minift.models.stored import FLOATS, INDEX, WEIGHTS, Stored, read, read_json, same, some, stored
 from minift.models.transformer import Transformer
 
@@ -45,8 +46,7 @@ def read_model(folder: str | Path, dtype: torch.dtype = torch.float32, device: t
     model = skeleton(config)
     for ours, (source, transposed) in match(config, wanted_tensors(config, model), stored(folder), folder).items():
         assign(model, ours, read(source, transposed, dtype, device))
-    if config.tie_embeddings:
-        model.head.weight = model.embed.weight
+    tie(model)
     return model.eval()
 
 
@@ -113,9 +113,15 @@ def write_tensors(config: dict, tensors: dict[str, Tensor], folder: str | Path, 
 
 
 def skeleton(config: ModelConfig) -> Transformer:
-    """The model with shapes and without memory."""
+    """The model with shapes and without memory: a Scorer if the config has labels."""
     with torch.device("meta"):
-        return Transformer(config)
+        return Scorer(config) if config.labels else Transformer(config)
+
+
+def tie(model: Transformer) -> None:
+    """A tied head is the embedding; a scorer has no such head."""
+    if model.config.tie_embeddings and not model.config.labels:
+        model.head.weight = model.embed.weight
 
 
 def wanted_tensors(config: ModelConfig, model: Transformer) -> dict[str, Wanted]:
@@ -132,7 +138,7 @@ def wanted_tensors(config: ModelConfig, model: Transformer) -> dict[str, Wanted]
 def match(config: ModelConfig, wanted: dict[str, Wanted], held: dict[str, Stored], folder: Path) -> dict[str, tuple[Stored, bool]]:
     """Our parameter name -> (the stored tensor, whether to transpose it). Raises InputError listing all that does not fit."""
     known = {want.name for want in wanted.values()}
-    head, embed = (f"{module_names(config)[module]}.weight" for module in ("head", "embed"))
+    head, embed = (f"{table(config)[module]}.weight" for module in ("head", "embed"))
     base = embed.partition(".")[0] + "."                                   # saved from the bare model: without "transformer." / "model."
     found = {}
     for name, tensor in held.items():
@@ -142,7 +148,7 @@ def match(config: ModelConfig, wanted: dict[str, Wanted], held: dict[str, Stored
         if full in found:
             raise InputError(f"{tensor.file}: {name} is there twice, with and without {base!r}")
         found[full] = tensor
-    if config.tie_embeddings and head in found:                            # stored under either name, or both
+    if config.tie_embeddings and not config.labels and head in found:                            # stored under either name, or both
         if embed in found and not same(found[embed], found[head]):
             raise InputError(
                 f"{folder}: config.json ties {head} to {embed}, but the two are stored with different values: set "

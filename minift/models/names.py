@@ -87,8 +87,10 @@ def table(config: ModelConfig) -> dict[str, str]:
 def module_names(config: ModelConfig) -> dict[str, str]:
     """Every module with weights: our path -> Hugging Face path ("blocks.0.attention.q" -> "model.layers.0.self_attn.q_proj").
 
-    The head is named even if it is tied, for adapters that sit on it. Modules this config does not have are left out."""
+    The head is named even if it is tied, for adapters that sit on it. Modules this config does not have are left out; a scorer has a
+    head called "score", as in every ...ForSequenceClassification."""
     absent = {
+        "head": config.labels > 0,
         "positions": config.position != "learned",
         "embed_norm": not config.embed_norm,
         "blocks.{}.norm2": config.shared_norm,
@@ -104,7 +106,7 @@ def module_names(config: ModelConfig) -> dict[str, str]:
             names[ours] = theirs
         for layer in range(config.layers if "{}" in ours else 0):
             names[ours.format(layer)] = theirs.format(layer)
-    return names
+    return {**names, "score": "score"} if config.labels else names
 
 
 def is_transposed(config: ModelConfig, module: str) -> bool:

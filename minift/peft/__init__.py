@@ -12,6 +12,7 @@
     combine.py   one LoRA set of several: linear, concat, SVD, TIES, DARE
     extract.py   the LoRA set that the difference of two checkpoints almost is
     changes.py   what an adapter changes, and by how much
+    head.py      a scorer's new head, which trains and is saved with any method
     own.py       the baselines: full fine-tuning, the last layers, the head
     tokens.py    the embeddings of new tokens only
     prompt.py    prompt tuning: learned embeddings in front of the text

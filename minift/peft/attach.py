@@ -32,6 +32,7 @@ import torch
 from torch import nn
 
 from minift.errors import InputError
+from minift.peft.head import beside
 from minift.peft.merging import merge, unmerge
 from minift.peft.state import Method, State, state_of
 from minift.peft.wrapper import Adapted, base_at, swap
@@ -43,7 +44,7 @@ def attach(model: nn.Module, method: Method, name: str = "default") -> None:
     small = method.build(model)
     if hasattr(method, "check"):
         method.check(model, small)
-    put_in(model, method, small, name)
+    put_in(model, method, {**small, **beside(model, small)}, name)
 
 
 def put_in(model: nn.Module, method: Method, small: dict[str, nn.Module], name: str) -> None:

@@ -8,7 +8,8 @@ peft only warns about keys it misses and goes on with B = 0, which is the base m
 tensor, and an option that would change the numbers and is not implemented, is an error that names it (traps 22, 27), raised
 before the model is touched.
 Bottleneck adapters are unknown to peft; their folders are those of the `adapters` library (adapter_folders.py).
-Left out: pickled adapter_model.bin (refused, never opened), modules_to_save, adapters sharded over several files.
+A scorer's head goes with the adapter (head.py).
+Left out: pickled adapter_model.bin (refused, never opened), other modules_to_save, adapters sharded over several files.
 Proved in tests/peft/test_files.py and tests/parity/test_peft_lora.py."""
 
 import json
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from minift.errors import InputError
 from minift.files import new_folder
 from minift.models.config import ModelConfig
-from minift.peft import adapter_folders
+from minift.peft import adapter_folders, head
 from minift.peft.adalora import AdaLoRA
 from minift.peft.attach import Method, put_in, state_of
 from minift.peft.bitfit import BitFit
@@ -74,10 +75,11 @@ def tensors(model: nn.Module, method: Method, small: dict[str, nn.Module]) -> di
 
     Every parameter goes under the path of its module; a method whose files are otherwise (VeRA's shared matrices, one table of
     virtual tokens) has file_tensors(model, small) to say so."""
+    own_head, small = head.tensors(small), head.without(small)
     if hasattr(method, "file_tensors"):
-        return method.file_tensors(model, small)
+        return {**method.file_tensors(model, small), **own_head}
     names = published_names(model)
-    return {
+    return own_head | {
         f"{PREFIX}{names[path]}.{module.file_names[name]}": parameter
         for path, module in small.items()
         for name, parameter in module.named_parameters()
@@ -92,7 +94,8 @@ def save(model: nn.Module, folder: str | Path, name: str = "default", overwrite:
     method = state.sets[name]
     small = {path: wrapper.adapters[name] for path, wrapper in state.wrappers.items() if name in wrapper.adapters}
     if isinstance(method, adapter_folders.METHODS):
-        config, fields, weights, found = adapter_folders.to_write(model, method, small, name, base_model)
+        config, fields, weights, found = adapter_folders.to_write(model, method, head.without(small), name, base_model)
+        found |= head.tensors(small)
     else:
         config, weights, found = CONFIG, WEIGHTS, tensors(model, method, small)
         fields = {
@@ -100,7 +103,8 @@ def save(model: nn.Module, folder: str | Path, name: str = "default", overwrite:
             "task_type": "CAUSAL_LM" if isinstance(getattr(model, "config", None), ModelConfig) else None,
             "base_model_name_or_path": base_model,
             "inference_mode": True,
-            **method.to_file(model, small),
+            **head.fields(model, small),
+            **method.to_file(model, head.without(small)),
         }
     stored = {key: tensor.detach().cpu().clone() for key, tensor in found.items()}      # shared: written twice
     with new_folder(folder, overwrite) as aside:
@@ -123,6 +127,8 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> None:
         small = method.build(model)
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error} {_bases(model, fields)}") from None
+    head.check(model, folder, fields, found.keys())
+    small |= head.beside(model, small)
     wanted, own = tensors(model, method, small), base_tensors(model, small)
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys() - own.keys())
     if missing or extra:
@@ -168,6 +174,7 @@ def read(folder: str | Path) -> tuple[Method, dict[str, Tensor]]:
         raise InputError(f"{folder / CONFIG}: {error}") from None
     except (TypeError, AttributeError, KeyError, ValueError) as error:                     # a field that is missing, or of another type
         raise InputError(f"{folder / CONFIG}: a field of {kind} is missing or of a wrong kind ({type(error).__name__}: {error})") from None
+    head.take(fields)
     unknown = [f"{key} = {value!r}" for key, value in fields.items() if key not in INERT and value not in (None, False, [], {}, "")]
     if unknown:
         raise InputError(f"{folder / CONFIG}: minift does not implement {', '.join(unknown)}; ignoring it would give other numbers")
@@ -185,7 +192,7 @@ def base_tensors(model: nn.Module, small: dict[str, nn.Module]) -> dict[str, Ten
     """Keys under which peft also stores the base's own weights (it does so for embeddings and heads it adapts)."""
     names = published_names(model)
     return {
-        f"{PREFIX}{names[path]}.base_layer.{key}": value for path in small for key, value in base_at(model, path).named_parameters()
+        f"{PREFIX}{names[path]}.base_layer.{key}": value for path in head.without(small) for key, value in base_at(model, path).named_parameters()
     }
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from minift.errors import InputError
 from minift.peft.attach import state_of
 from minift.peft.bottleneck import Bottleneck, BottleneckAdapter, Parallel
+from minift.peft.head import NewHead
 
 PENALTY = 0.01
 """What the squared distance of V from the identity weighs in the loss, as in the `adapters` library."""
@@ -60,7 +61,7 @@ class AdapterFusion:
                 raise InputError(f"AdapterFusion mixes sets of one kind: {self.names[0]!r} is {first.__name__}, {name!r} is {kind.__name__}")
         small = {}
         for path, wrapper in state.wrappers.items():
-            here = [name for name in self.names if name in wrapper.adapters]
+            here = [name for name in self.names if name in wrapper.adapters and not isinstance(wrapper.adapters[name], NewHead)]
             if here and len(here) < len(self.names):
                 raise InputError(f"AdapterFusion mixes sets on the same modules, and on {path} there is only {', '.join(here)}")
             if here:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from minift.peft.attach import State
+from minift.peft.head import NewHead
 
 
 def penalty(model: nn.Module) -> Tensor | None:
@@ -35,5 +36,7 @@ def settled(model: nn.Module, step: int, steps: int) -> bool:
 
 
 def _active(model: nn.Module) -> list[nn.Module]:
+    """The method's own small modules of the active set."""
     state: State | None = model.__dict__.get("_peft")
-    return [] if state is None else [w.adapters[w.active] for w in state.wrappers.values() if w.active is not None]
+    active = [] if state is None else [w.adapters[w.active] for w in state.wrappers.values() if w.active is not None]
+    return [module for module in active if not isinstance(module, NewHead)]

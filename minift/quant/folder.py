@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from minift.errors import InputError
 from minift.models import folder as full
 from minift.models.families import to_hf
-from minift.models.folder import Wanted, assign, config_json, config_of, match, skeleton, to_store, wanted_tensors, write_tensors
+from minift.models.folder import Wanted, assign, config_json, config_of, match, skeleton, tie, to_store, wanted_tensors, write_tensors
 from minift.models.stored import Stored, read, slices, stored
 from minift.models.transformer import Transformer
 from minift.quant import layout
@@ -88,8 +88,7 @@ def read_model(
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
             module.requires_grad_(False)
-    if config.tie_embeddings:
-        model.head.weight = model.embed.weight
+    tie(model)
     return model.eval()
 
 

@@ -188,7 +188,7 @@ def test_the_bases_own_rows_that_peft_adds_are_checked_and_not_loaded(saved):
     [
         (dict(use_dora=True), "6 missing: .*lora_magnitude_vector"),
         (dict(lora_bias=True), "does not implement lora_bias = True"),
-        (dict(modules_to_save=["score"]), r"does not implement modules_to_save = \['score'\]"),
+        (dict(modules_to_save=["score"]), r"comes with a score head .modules_to_save = \['score'\]"),
         (dict(layers_to_transform=[1]), "layers_to_transform"),
         (dict(some_new_option=3), "some_new_option = 3"),
         (dict(bias="all"), "bias is 'all'"),
