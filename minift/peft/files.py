@@ -75,7 +75,7 @@ def tensors(model: nn.Module, method: Method, small: dict[str, nn.Module]) -> di
 
     Every parameter goes under the path of its module; a method whose files are otherwise (VeRA's shared matrices, one table of
     virtual tokens) has file_tensors(model, small) to say so."""
-    own_head, small = head.tensors(small), head.without(small)
+    own_head, small = head.tensors(method.peft_type, small), head.without(small)
     if hasattr(method, "file_tensors"):
         return {**method.file_tensors(model, small), **own_head}
     names = published_names(model)
@@ -95,7 +95,7 @@ def save(model: nn.Module, folder: str | Path, name: str = "default", overwrite:
     small = {path: wrapper.adapters[name] for path, wrapper in state.wrappers.items() if name in wrapper.adapters}
     if isinstance(method, adapter_folders.METHODS):
         config, fields, weights, found = adapter_folders.to_write(model, method, head.without(small), name, base_model)
-        found |= head.tensors(small)
+        found |= head.tensors(method.peft_type, small)
     else:
         config, weights, found = CONFIG, WEIGHTS, tensors(model, method, small)
         fields = {
@@ -103,7 +103,7 @@ def save(model: nn.Module, folder: str | Path, name: str = "default", overwrite:
             "task_type": "CAUSAL_LM" if isinstance(getattr(model, "config", None), ModelConfig) else None,
             "base_model_name_or_path": base_model,
             "inference_mode": True,
-            **head.fields(model, small),
+            **head.fields(model, method.peft_type, small),
             **method.to_file(model, head.without(small)),
         }
     stored = {key: tensor.detach().cpu().clone() for key, tensor in found.items()}      # shared: written twice

@@ -19,7 +19,8 @@ from minift.peft.own import Own, own
 from minift.peft.wrapper import base_at
 
 HEAD = "score"
-KEY = f"base_model.model.{HEAD}.weight"
+VIRTUAL = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+"""peft_type of the methods around which peft has no wrapper: its files lack one "model." there, and their configs modules_to_save."""
 
 
 class NewHead(Own):
@@ -39,15 +40,16 @@ def without(small: dict[str, nn.Module]) -> dict[str, nn.Module]:
     return {path: module for path, module in small.items() if not isinstance(module, NewHead)}
 
 
-def tensors(small: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """Key in the file -> the head that stands beside the method's modules."""
-    return {KEY: module.weight for module in small.values() if isinstance(module, NewHead)}
+def tensors(kind: str, small: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Key in the file of a method with the peft_type `kind` -> the head that stands beside its modules."""
+    key = f"base_model.{'' if kind in VIRTUAL else 'model.'}{HEAD}.weight"
+    return {key: module.weight for module in small.values() if isinstance(module, NewHead)}
 
 
-def fields(model: nn.Module, small: dict[str, nn.Module]) -> dict:
+def fields(model: nn.Module, kind: str, small: dict[str, nn.Module]) -> dict:
     """What adapter_config.json says of it."""
     task = {"task_type": "SEQ_CLS"} if isinstance(model, Scorer) else {}
-    return task | ({"modules_to_save": [HEAD]} if tensors(small) else {})
+    return task | ({"modules_to_save": [HEAD]} if tensors(kind, small) and kind not in VIRTUAL else {})
 
 
 def take(found: dict) -> None:
@@ -58,10 +60,11 @@ def take(found: dict) -> None:
 
 def check(model: nn.Module, folder: Path, config: dict, keys: Collection[str]) -> None:
     """Raise InputError if a head was stored and this model has no place for it, or the other way round. config: of adapter_config.json."""
-    if not isinstance(model, Scorer) and (KEY in keys or config.get("modules_to_save")):
+    stored = any(f".{HEAD}." in key for key in keys)
+    if not isinstance(model, Scorer) and (config.get("modules_to_save") or stored and config.get("task_type") == "SEQ_CLS"):
         raise InputError(
             f"{folder}: the adapter comes with a score head (modules_to_save = {config.get('modules_to_save')}), so it is for a reward model or a"
             " classifier, and this is a language model: evaluate.scoring.load_scorer makes the model it belongs to"
         )
-    if isinstance(model, Scorer) and not any(f".{HEAD}." in key for key in keys):
+    if isinstance(model, Scorer) and not stored:
         raise InputError(f"{folder} holds no score head, so it is an adapter for the language model, not for a scorer on it: load it there")
