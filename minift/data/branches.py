@@ -147,3 +147,10 @@ def batches_of_trees(sizes: Sequence[int], tokens: int, seed: int, bucketed: boo
         batches[-1].append(index)
     dice.shuffle(batches)
     return batches
+
+
+def rows_of(trees: Sequence[Tree], share: bool = True) -> TreeBatch:
+    """Trees in rows as long as the longest of them; or, for a model that cannot share prompts, each answer in a row of its own."""
+    batch = grow(trees, max(tree.size for tree in trees)) if share else grow(apart(trees))
+    batch.trees = len(trees)
+    return batch
