@@ -15,11 +15,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from minift.errors import InputError
+from minift.losses.logprobs import pack_support
 from minift.models.transformer import Transformer
 from minift.peft.attach import in_rows, rows as answered_by
-from minift.sampling import Sampling, choose, penalize, row_seeds
+from minift.sampling import Sampling, adjust, choose, penalize, row_seeds
 from minift.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -39,11 +41,13 @@ def steps(
     eos_ids: frozenset[int],
     finished: set[int],
     sets: Sequence[str | None] | None = None,
+    supports: Sequence[list[Tensor]] | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Run one batch of B prompts, yielding after each step the (row, token) of every row still running.
 
     A row ends with a token of `eos_ids` (which is yielded), when the caller adds it to `finished`, or when the model's learned
-    positions are used up. sets: who answers each row (peft.rows). The model is in eval mode while this runs."""
+    positions are used up. sets: who answers each row (peft.rows). supports: of each row a list, which gets for every token it draws the
+    tokens it could have drawn, as packed bits (losses/logprobs.py). The model is in eval mode while this runs."""
     config, device = model.config, model.norm.weight.device
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     T = int(lengths.max())
@@ -71,6 +75,9 @@ def steps(
             if sampling.repetition_penalty != 1.0:
                 logits = penalize(logits, seen, sampling.repetition_penalty)
             chosen = choose(logits, sampling, dice)                                                # (B,)
+            if supports is not None:
+                for row, bits in zip(rows, pack_support(adjust(logits, sampling) > float("-inf"))):
+                    supports[row].append(bits)
             tokens = chosen.tolist()
             yield list(zip(rows, tokens))
             full = (cache.lengths - cache.virtual >= limit).tolist()
@@ -100,12 +107,13 @@ def generate_ids(
     finish: Callable[[int, int], bool] | None = None,
     batch_size: int = 64,
     sets: Sequence[str | None] | None = None,
+    supports: Sequence[list[Tensor]] | None = None,
 ) -> list[list[int]]:
     """The new tokens of each prompt; the last is an end token if the row ended by itself.
 
     eos_ids: one or several end tokens, () for none, None for the config's. seed: an int, or one per prompt (see row_seeds).
     finish(row, token) is told of each new token; True ends the row. batch_size bounds the rows that run together, of similar
-    length. sets: the adapter set that answers each prompt (None: the base). Raises InputError for an empty prompt or a token id outside
+    length. sets: the adapter set that answers each prompt (None: the base). supports: an empty list for each prompt, see `steps`. Raises InputError for an empty prompt or a token id outside
     the vocabulary."""
     seeds, ends = _check(model, prompts, max_new_tokens, seed, eos_ids)
     if sets is not None and len(sets) != len(prompts):
@@ -118,8 +126,8 @@ def generate_ids(
     new: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
         some, finished = order[start : start + batch_size], set()
-        mine = None if sets is None else [sets[i] for i in some]
-        running = steps(model, [prompts[i] for i in some], sampling, max_new_tokens, [seeds[i] for i in some], ends, finished, mine)
+        mine, allowed = ([values[i] for i in some] if values is not None else None for values in (sets, supports))
+        running = steps(model, [prompts[i] for i in some], sampling, max_new_tokens, [seeds[i] for i in some], ends, finished, mine, allowed)
         with contextlib.closing(running):                                        # the mode comes back even if `finish` raises
             for row, token in itertools.chain.from_iterable(running):
                 new[some[row]].append(token)
