@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from minift import folder as folders
-from minift.data.branches import Tree, grow
+from minift.data.branches import Tree, batches_of_trees, rows_of
 from minift.data.chat import render
 from minift.data.examples import prompt_ids
 from minift.data.sources import Row
@@ -29,7 +29,7 @@ LoadScorer = Callable[[str], tuple[Scorer, Tokenizer]]
 
 
 class ModelReward:
-    """A source that asks `scorer`. batch_tokens: tokens of a forward pass, pads included."""
+    """A source that asks `scorer`. batch_tokens: about how many tokens go through it at once."""
 
     def __init__(self, name: str, scorer: Scorer, tokenizer: Tokenizer, batch_tokens: int = 8192):
         self.name, self.scorer, self.tokenizer, self.batch_tokens = name, scorer, tokenizer, batch_tokens
@@ -43,14 +43,14 @@ class ModelReward:
                 raise RewardError(f"{answer.row.where}: with its answer this is {len(prompt) + len(ids)} tokens for the reward model {self.name}, "
                                   f"which has {limit} positions: shorten the prompt, or allow fewer new tokens")
             branches.setdefault(tuple(prompt), []).append((number, ids))
-        trees = [(found, Tree(list(prompt), [ids for _, ids in found])) for prompt, found in branches.items()]
+        trees = [Tree(list(prompt), [ids for _, ids in found]) for prompt, found in branches.items()]
+        numbers = [[number for number, _ in found] for found in branches.values()]
         rewards, was_training = [0.0] * len(answers), self.scorer.training
         self.scorer.eval()
         try:
-            for some in _batches(sorted(trees, key=lambda pair: pair[1].size), self.batch_tokens):
-                batch = grow([tree for _, tree in some]).to(self.scorer.norm.weight.device)
-                numbers = [number for found, _ in some for number, _ in found]
-                for number, reward in zip(numbers, self.scorer.rewards(batch).tolist()):
+            for some in batches_of_trees([tree.size for tree in trees], self.batch_tokens, seed=0, bucketed=True):
+                batch = rows_of([trees[i] for i in some], self.scorer.can_branch()).to(self.scorer.norm.weight.device)
+                for number, reward in zip([number for i in some for number in numbers[i]], self.scorer.rewards(batch).tolist()):
                     rewards[number] = reward
         finally:
             self.scorer.train(was_training)
@@ -83,14 +83,3 @@ def with_answer(row: Row, text: str) -> Row:
     if row.messages and row.messages[-1]["role"] != "assistant":
         return replace(row, messages=(*row.messages, {"role": "assistant", "content": text}))
     return row.with_answer(text)
-
-
-def _batches(trees: list, batch_tokens: int) -> list[list]:
-    """Trees of rising size, cut where rows x longest would pass batch_tokens; a batch has one tree at least."""
-    batches, some = [], []
-    for numbered in trees:
-        if some and (len(some) + 1) * numbered[1].size > batch_tokens:
-            batches.append(some)
-            some = []
-        some.append(numbered)
-    return [*batches, some] if some else batches

@@ -28,7 +28,7 @@ class Answered:
     """A prompt and one answer to it."""
 
     prompt: str
-    """As text, the template's words included."""
+    """What was asked, as text; see `request`."""
     text: str
     """The answer, without its end token."""
     row: Row
@@ -65,6 +65,15 @@ def rows(answers: Sequence[Answered]) -> str:
     """Which rows these answers belong to, for an error."""
     places = list(dict.fromkeys(answer.row.where for answer in answers))
     return places[0] if len(places) == 1 else f"{places[0]} to {places[-1]}" if places else "no answers"
+
+
+def request(row: Row) -> str:
+    """What was asked, without any template; of a longer conversation every turn with its role."""
+    if not row.messages:
+        return row.prompt
+    asked = row.messages[:-1] if row.messages[-1]["role"] == "assistant" else row.messages
+    text = asked[0]["content"] if len(asked) == 1 else "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in asked)
+    return f"{text}\n\n{row.input}" if row.input else text
 
 
 def _number(value: Any, answer: Answered, name: str) -> float:
