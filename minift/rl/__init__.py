@@ -7,4 +7,5 @@
     model_rewards.py      a trained reward model
     judge.py              which of two answers is better: a model, an endpoint or a rule says
     endpoint.py           asking an OpenAI-compatible server, and what can go wrong
+    candidates.py         K answers to each prompt, and the pairs worth judging
     verdicts.py           both orders asked, disagreement dropped, nothing asked twice"""

@@ -36,7 +36,7 @@ class Answered:
     fields: Mapping[str, Any] = field(default_factory=dict)
     """The record's other columns, a reference answer for one."""
     ids: Sequence[int] = ()
-    """The answer's tokens as they were sampled, with the end token if it ended."""
+    """The answer's tokens as they were sampled, with the one that ended it, if it ended."""
     ended: bool = True
     """False: it was cut off at the limit."""
 

@@ -93,15 +93,20 @@ def key(judge: Judge, shown: Pair) -> str:
 
 
 def known(log: Path) -> dict[str, Vote]:
-    """The votes in the log. A last line that was cut short by a kill is cut off."""
-    if not log.exists():
-        return {}
-    raw = log.read_bytes()
+    """The votes in the log."""
+    return {line["question"]: line["vote"] for line in map(json.loads, whole_lines(log))}
+
+
+def whole_lines(file: Path) -> list[bytes]:
+    """The lines of a file that is added to as a run goes on; none if there is none. A last line that was cut short by a kill is cut off."""
+    if not file.exists():
+        return []
+    raw = file.read_bytes()
     whole = raw[: raw.rfind(b"\n") + 1]
     if len(whole) < len(raw):
-        with open(log, "r+b") as file:
-            file.truncate(len(whole))
-    return {line["question"]: line["vote"] for line in map(json.loads, whole.splitlines())}
+        with open(file, "r+b") as opened:
+            opened.truncate(len(whole))
+    return whole.split(b"\n")[:-1]
 
 
 def _written(judge: Judge, pairs: Sequence[Pair], names: Sequence[str], log: Path | None) -> Iterator[tuple[int, Vote | None]]:
