@@ -154,6 +154,15 @@ def test_likelihood_votes_for_the_label_that_the_model_finds_likelier(small_toke
     assert set(votes) == set(range(7))
 
 
+def test_how_much_likelier_a_label_is_does_not_depend_on_the_other_questions_of_the_batch(small_tokenizer):
+    judge = LikelihoodJudge("m", random_model(small_tokenizer), small_tokenizer)
+    prompts = [small_tokenizer.encode(text) for text in ("The object", "A name is bound to it", "It")]
+    together = judge._gains(prompts, 70, 90)
+    assert together == pytest.approx([judge._gains([prompt], 70, 90)[0] for prompt in prompts], abs=1e-4)
+    logits = judge.model(torch.tensor([prompts[2]]))[0, -1]
+    assert together[2] == pytest.approx((logits[70] - logits[90]).item(), abs=1e-4) and len({round(gain, 3) for gain in together}) == 3
+
+
 def test_a_chat_model_judges_in_its_own_template(small_tokenizer):
     use_template(small_tokenizer, [question_row("x")], "alpaca")
     try:

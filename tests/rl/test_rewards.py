@@ -233,7 +233,7 @@ TEXTS = ["The sum.", "", "A name is bound.", "It", "The object is returned."]
 
 def test_a_reward_model_reads_its_own_tokens_of_each_text_at_the_end(small_tokenizer):
     scorer = scorer_for(small_tokenizer)
-    answers = [answered(text, prompt=prompt, ids=[399]) for prompt in ("def f():", "class Longer(object):") for text in TEXTS]
+    answers = [answered(text, prompt=prompt, ids=[399]) for text in TEXTS for prompt in ("class Longer(object):", "def f():")]
     found = ask(ModelReward("rm", scorer, small_tokenizer, batch_tokens=60), answers)
     tokens = [[*small_tokenizer.encode(a.prompt), *small_tokenizer.encode(a.text, add_special_tokens=False, continues=True), small_tokenizer.eos_id] for a in answers]
     assert found == pytest.approx([alone(scorer, ids) for ids in tokens], abs=1e-5) and len({round(value, 4) for value in found}) == len(found)
