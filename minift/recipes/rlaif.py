@@ -22,19 +22,18 @@ from typing import Any, Literal
 import torch
 
 from minift import folder as folders
-from minift.data import pydocs
-from minift.data.prompts import read_prompts
+from minift.data.prompts import docstring_prompts, read_prompts
 from minift.errors import InputError, RunError
+from minift.evaluate.scoring import load_scorer
 from minift.files import write_text
-from minift.recipes.docstrings import as_row
 from minift.recipes.loading import load_base, use_template
 from minift.recipes.objectives import ObjectiveConfig
 from minift.recipes.report import markdown_table
 from minift.recipes.tuning import RunConfig, loaded_in
-from minift.rl.candidates import Asked, Drawing, draw, pairs_of
+from minift.rl.candidates import Asked, Drawing, different, draw, pairs_of
 from minift.rl.endpoint import Endpoint
 from minift.rl.judge import CRITERION, EndpointJudge, Judge, LikelihoodJudge, Pair, RuleJudge, VerdictJudge
-from minift.rl.reward_source import Answered, ask
+from minift.rl.reward_source import Answered, Source, ask
 from minift.rl.rewards import source
 from minift.rl.verdicts import Decision, Tally, decide, tally
 from minift.sampling import Sampling
@@ -110,7 +109,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     asked = _asked(config)
     model, tokenizer = folders.load(config.model, getattr(torch, config.dtype), config.device, loaded_in(config))
     use_template(tokenizer, [row for row, _ in asked], config.template)
-    judge, check = make_judge(config), source(config.check) if config.check else None
+    judge, check = make_judge(config), reward(config.check, config) if config.check else None
     how = Drawing(config.answers, Sampling(config.temperature, config.top_k, config.top_p), config.new_tokens, config.stop, config.seed)
     how.check()
     folder = open_run(config.out, "rlaif", config, config.overwrite, config.resume)
@@ -127,7 +126,9 @@ def run(config: Config, quiet: bool = False) -> Result:
     file, counts = folder / "preferences.jsonl", tally(decisions)
     write_text(file, "".join(json.dumps(preference(pair, decision, judge.name), ensure_ascii=False) + "\n" for pair, decision in kept))
     faults = dict(judge.endpoint.counts) if isinstance(judge, EndpointJudge) else {}
-    lines = report(judge.name, counts, len(asked), config.answers, cut, faults, checked(check, kept) if check and kept else None, config.check)
+    lines = [["prompts", str(len(asked))], ["answers drawn", str(sum(map(len, answers)))], ["cut off at --new-tokens: not judged", str(cut)],
+             ["empty or said before: not judged", str(sum(len(drawn) - len(different(drawn)) for drawn in answers) - cut)]]    # fmt: skip
+    lines += report(counts, faults, checked(check, kept) if check and kept else None, config.check)
     shown = [[str(pair[d.winner].row.where), pair[d.winner].text.strip(), pair[1 - d.winner].text.strip()] for pair, d in kept[:10]]
     table = markdown_table(["what", "count"], lines)
     write_text(folder / "report.md", f"# Preferences of {judge.name}\n\n{table}\n\n{markdown_table(['prompt', 'chosen', 'rejected'], shown)}\n")
@@ -159,7 +160,11 @@ def make_judge(config: Config) -> Judge:
     if local:
         made = LikelihoodJudge if kind == "likelihood" else VerdictJudge
         return made(config.judge, *load_base(name, None, config.dtype, config.device), config.criterion)
-    return RuleJudge(source(config.judge))
+    return RuleJudge(reward(config.judge, config))
+
+
+def reward(spec: str, config: Config) -> Source:
+    return source(spec, lambda name: load_scorer(name, device=config.device))
 
 
 def preference(pair: Pair, decision: Decision, judge: str) -> dict:
@@ -175,7 +180,7 @@ def preference(pair: Pair, decision: Decision, judge: str) -> dict:
     return {"prompt": asked, "chosen": turn(chosen), "rejected": turn(rejected), **said}
 
 
-def checked(check, kept: Sequence[tuple[Pair, Decision]]) -> tuple[int, int, int]:
+def checked(check: Source, kept: Sequence[tuple[Pair, Decision]]) -> tuple[int, int, int]:
     """(right, wrong, no difference): the judge's winners by the reward `check`."""
     answers: list[Answered] = [answer for pair, decision in kept for answer in (pair[decision.winner], pair[1 - decision.winner])]
     values = ask(check, answers)
@@ -183,12 +188,11 @@ def checked(check, kept: Sequence[tuple[Pair, Decision]]) -> tuple[int, int, int
     return sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains), sum(gain == 0 for gain in gains)
 
 
-def report(judge: str, counts: Tally, prompts: int, answers: int, cut: int, faults: dict, right: tuple[int, int, int] | None, check: str | None) -> list[list[str]]:
-    """What happened, as (what, count) lines; nothing that was dropped goes unsaid."""
+def report(counts: Tally, faults: dict[str, int], right: tuple[int, int, int] | None, check: str | None) -> list[list[str]]:
+    """What became of the pairs, as (what, count) lines; nothing that was dropped goes unsaid."""
     lines = [
-        ["prompts", prompts], ["answers drawn", prompts * answers], ["answers cut off, not judged", cut], ["pairs judged, in both orders", counts.pairs],
-        ["agreed: kept", counts.agreed], ["the same place in both orders: dropped", counts.place], ["ties: dropped", counts.tie],
-        ["no vote to be had: dropped", counts.failed], ["position bias (half: no opinion)", f"{counts.position_bias:.1%}"],
+        ["pairs judged, in both orders", counts.pairs], ["agreed: kept", counts.agreed], ["the same place in both orders: dropped", counts.place],
+        ["ties: dropped", counts.tie], ["no vote to be had: dropped", counts.failed], ["position bias (half: no opinion)", f"{counts.position_bias:.1%}"],
         ["votes for the answer shown first", f"{counts.first_votes} of {counts.votes}"],
     ]  # fmt: skip
     lines += [[f"faults: {kind}", number] for kind, number in sorted(faults.items())]
@@ -198,10 +202,8 @@ def report(judge: str, counts: Tally, prompts: int, answers: int, cut: int, faul
 
 
 def _asked(config: Config) -> list[Asked]:
-    if config.data == ("pydocs",):
-        found = [Asked(as_row(pair), {}) for pair in pydocs.pairs("train")]
-    else:
-        found = [Asked(prompt.row, prompt.fields) for prompt in read_prompts(config.data, columns=config.columns)]
+    prompts = docstring_prompts("train") if config.data == ("pydocs",) else read_prompts(config.data, columns=config.columns)
+    found = [Asked(prompt.row, prompt.fields) for prompt in prompts]
     if not found[: config.limit]:
         raise InputError(f"--limit {config.limit} leaves no prompt")
     return found[: config.limit]

@@ -86,7 +86,11 @@ def _draw(model: Transformer, tokenizer: Tokenizer, prompts: list[list[int]], se
     return [{"text": a.finish(), "ids": ids, "ended": ids[-1] in ends or a.stopped} for a, ids in zip(answers, drawn)]
 
 
+def different(answers: Sequence[Answered]) -> list[Answered]:
+    """The finished answers with some text in them, each text once, in the order drawn."""
+    return list({answer.text.strip(): answer for answer in reversed(answers) if answer.ended and answer.text.strip()}.values())[::-1]
+
+
 def pairs_of(answers: Sequence[Answered], most: int | None = None) -> list[Pair]:
-    """At most `most` pairs of different, finished answers with some text in them, in the order drawn."""
-    different = list({answer.text.strip(): answer for answer in answers if answer.ended and answer.text.strip()}.values())
-    return list(itertools.islice(itertools.combinations(different, 2), most))
+    """At most `most` pairs of different answers."""
+    return list(itertools.islice(itertools.combinations(different(answers), 2), most))

@@ -4,23 +4,18 @@
 
 The policy's token ids are never looked at: a scorer with another tokenizer would read other words in them. So text and row are
 tokenised anew, exactly as in the scorer's training. The end token is there even if the policy was cut off before it, since that is
-where the scorer learned to be read; recipes punish unfinished answers themselves. Answers to one prompt share its tokens.
+where the scorer learned to be read; recipes punish unfinished answers themselves. Answers to one prompt share its tokens (evaluate/scoring.py).
 Proved in tests/rl/test_rewards.py. Left out: a scorer of several models."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
-
-from minift import folder as folders
-from minift.data.branches import Tree, batches_of_trees, rows_of
+from minift.data.branches import Tree
 from minift.data.chat import render
 from minift.data.examples import prompt_ids
 from minift.data.sources import Row
-from minift.errors import InputError
+from minift.evaluate.scoring import rewards
 from minift.generate import position_limit
-from minift.models.families import SCORER
 from minift.models.scorer import Scorer
 from minift.rl.reward_source import Answered, RewardError
 from minift.tokenizer import Tokenizer
@@ -34,7 +29,6 @@ class ModelReward:
     def __init__(self, name: str, scorer: Scorer, tokenizer: Tokenizer, batch_tokens: int = 8192):
         self.name, self.scorer, self.tokenizer, self.batch_tokens = name, scorer, tokenizer, batch_tokens
 
-    @torch.no_grad()
     def __call__(self, answers: Sequence[Answered]) -> list[float]:
         limit, branches = position_limit(self.scorer), {}
         for number, answer in enumerate(answers):
@@ -44,28 +38,9 @@ class ModelReward:
                                   f"which has {limit} positions: shorten the prompt, or allow fewer new tokens")
             branches.setdefault(tuple(prompt), []).append((number, ids))
         trees = [Tree(list(prompt), [ids for _, ids in found]) for prompt, found in branches.items()]
-        numbers = [[number for number, _ in found] for found in branches.values()]
-        rewards, was_training = [0.0] * len(answers), self.scorer.training
-        self.scorer.eval()
-        try:
-            for some in batches_of_trees([tree.size for tree in trees], self.batch_tokens, seed=0, bucketed=True):
-                batch = rows_of([trees[i] for i in some], self.scorer.can_branch()).to(self.scorer.norm.weight.device)
-                for number, reward in zip([number for i in some for number in numbers[i]], self.scorer.rewards(batch).tolist()):
-                    rewards[number] = reward
-        finally:
-            self.scorer.train(was_training)
-        return rewards
-
-
-def load_scorer(name: str) -> tuple[Scorer, Tokenizer]:
-    """A reward model that is a whole checkpoint. A language model is refused: it would be given a random head."""
-    try:
-        kinds = json.loads((folders.locate(name) / "config.json").read_text(encoding="utf-8")).get("architectures") or []
-    except (OSError, ValueError):
-        kinds = [SCORER]                                                    # folders.load says what is wrong with it
-    if not any(str(kind).endswith(SCORER) for kind in kinds):
-        raise InputError(f"{name} holds a language model, which gives no scores: as a reward, name the folder of a reward model (minift reward makes one)")
-    return folders.load(name, scores=1)
+        numbers = [number for found in branches.values() for number, _ in found]
+        scores = dict(zip(numbers, rewards(self.scorer, trees, self.batch_tokens).tolist()))
+        return [scores[number] for number in range(len(answers))]
 
 
 def tokens_of(row: Row, text: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

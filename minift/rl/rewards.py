@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minift.errors import InputError
+from minift.evaluate.scoring import load_scorer
 from minift.rl.builtin_rewards import length, numeric, pep257, regex
 from minift.rl.function_rewards import load_function
-from minift.rl.model_rewards import LoadScorer, ModelReward, load_scorer
+from minift.rl.model_rewards import LoadScorer, ModelReward
 from minift.rl.reward_source import Answered, RewardError, Source, ask
 
 __all__ = ["Answered", "Combined", "RewardError", "Source", "ask", "combined", "source"]
@@ -48,7 +49,7 @@ class Combined:
 
 
 def combined(specs: Mapping[str, float], load: LoadScorer = load_scorer) -> Combined:
-    """What --rewards names, with weights. load: folder -> (Scorer, Tokenizer), for reward models that are adapters."""
+    """What --rewards names, with weights. load: folder -> (Scorer, Tokenizer), for one on another device, say."""
     return Combined([(source(spec, load), weight) for spec, weight in specs.items()])
 
 

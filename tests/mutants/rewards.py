@@ -20,7 +20,7 @@ MUTANTS = [
     Mutant("function_may_end_the_program", FUNCTIONS, "except (Exception, SystemExit) as error:\n            raise RewardError", "except Exception as error:\n            raise RewardError", TEST),
     Mutant("function_gets_every_column", FUNCTIONS, "if self.takes_all or name in self.takes", "", TEST),
     Mutant("reward_model_reads_no_end_token", MODELS, "continues=True), tokenizer.eos_id]", "continues=True)] or [tokenizer.eos_id]", TEST),
-    Mutant("reward_model_rewards_in_the_order_of_batches", MODELS, "rewards[number] = reward", "rewards[rewards.index(0.0)] = reward", TEST),
+    Mutant("reward_model_rewards_in_the_order_of_batches", MODELS, "return [scores[number] for number in range(len(answers))]", "return list(scores.values())", TEST),
     Mutant("reward_weights_ignored", REWARDS, "sum(weight * value for", "sum(value for", TEST),
     Mutant("reward_parts_are_weighted", REWARDS, "self.parts = {source.name: ask(source, answers) for source, _ in", "self.parts = {source.name: [w * v for v in ask(source, answers)] for source, w in", TEST),
     Mutant("judge_asked_in_one_order", VERDICTS, "orders = [(pair, pair[::-1]) for", "orders = [(pair, pair) for", JUDGES),

@@ -16,6 +16,7 @@ from minift.rl.judge import EndpointJudge, LikelihoodJudge, VerdictJudge
 from minift.rl.reward_source import Answered
 from minift.rl.verdicts import Decision
 from minift.sampling import Sampling, row_seeds
+from tests.rl.test_judge import Server, send, status
 
 STOP = ("e",)
 """Random weights do not end their answers, but every few tokens they write an e."""
@@ -73,7 +74,7 @@ def test_a_run_cut_short_draws_only_the_missing_answers_and_the_same(small_model
 
 def test_unfinished_equal_and_empty_answers_are_not_judged():
     a, b, c = answer("a"), answer(" b"), answer("c")
-    assert pairs_of([a, b, answer("cut", ended=False), answer(" "), answer("b"), c]) == [(a, answer("b")), (a, c), (answer("b"), c)]
+    assert pairs_of([a, b, answer("cut", ended=False), answer(" "), answer("b"), c]) == [(a, b), (a, c), (b, c)]
     assert pairs_of([a, b, c], most=2) == [(a, b), (a, c)] and pairs_of([a, answer(" a ")]) == []
 
 
@@ -120,12 +121,30 @@ def test_a_local_model_judges(config, small_model):
     assert "| no vote to be had: dropped | 0 |" in report and (found is None or found.tally.pairs > 0)
 
 
+def test_an_endpoint_judges_a_whole_run_and_its_faults_are_in_the_report(config, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+
+    def longer(handler):
+        asked = server.requests[-1][2]["messages"][0]["content"]
+        first, second = asked.split("Answer A:\n")[1].split("\n\nWhich answer")[0].split("\n\nAnswer B:\n")
+        send(handler, 200, json.dumps({"choices": [{"message": {"content": "A" if (len(first), first) > (len(second), second) else "B"}}]}))
+
+    server = Server("nonsense", status(503), longer)
+    found = run(config(judge=server.url, judge_model="tiny", judge_workers=1, judge_retries=2, pairs=1), quiet=True)
+    server.http.shutdown()
+    server.http.server_close()
+    assert found.tally.pairs == found.tally.agreed == len(lines(found.preferences)) > 3 and len(server.requests) == 2 * found.tally.pairs + 2
+    assert all(len(row["chosen"].strip()) >= len(row["rejected"].strip()) and row["judge"] == f"tiny at {server.url}" for row in lines(found.preferences))
+    report = (found.preferences.parent / "report.md").read_text()
+    assert "| faults: HTTP 503 | 1 |" in report and "| faults: nonsense | 1 |" in report
+
+
 def test_a_reward_that_fails_stops_with_status_1_and_a_resumed_run_goes_on_from_there(minift, config, tmp_path, monkeypatch, prompts, small_model):
     (tmp_path / "mine.py").write_text("import os\ndef f(completions):\n    if not os.path.exists('" + str(tmp_path / "mended") + "'):\n        raise OSError('no')\n"
                                       "    return [len(c) for c in completions]")    # fmt: skip
     arguments = ["rlaif", "--data", prompts, "--model", small_model, "--out", tmp_path / "run", "--judge", f"{tmp_path}/mine.py:f", "--stop", "e", "--new-tokens", 40]
-    status, _, complaint = minift(*arguments)
-    assert status == 1 and "mine.py:f failed on" in complaint and "OSError: no (mine.py, line 4)" in complaint
+    ended, _, complaint = minift(*arguments)
+    assert ended == 1 and "mine.py:f failed on" in complaint and "OSError: no (mine.py, line 4)" in complaint
     drawn = (tmp_path / "run/answers.jsonl").read_bytes()
     (tmp_path / "mended").touch()
     monkeypatch.setattr("minift.rl.candidates.generate_ids", lambda *_, **__: pytest.fail("drawn again"))
@@ -153,6 +172,35 @@ def test_a_chats_preferences_are_lists_of_messages():
         "rejected": [{"role": "assistant", "content": "One"}], "judge": "j", "votes": ("B", "A"),
     }    # fmt: skip
     assert turns[0]["content"] == "Hi"
+
+
+# ---------------------------------------------------------------------------------------------------------------- what follows
+
+
+def test_dpo_reads_what_was_written_and_its_options_come_along(config):
+    found = run(config(then="dpo", beta=0.3, max_steps=2, held_out=0.4, precision="fp32", loss="ipo", seed=3), quiet=True)
+    folder = found.preferences.parent
+    settings = json.loads((folder / "dpo/config.json").read_text())["settings"]
+    assert (settings["beta"], settings["max_steps"], settings["loss"], settings["seed"]) == (0.3, 2, "ipo", 3) and settings["data"] == [str(found.preferences)]
+    assert (folder / "dpo/adapter").is_dir() and found.trained.written == folder / "dpo/adapter"
+
+
+def test_a_reward_model_is_trained_on_what_was_written(config):
+    found = run(config(then="reward", max_steps=2, held_out=0.4, precision="fp32"), quiet=True)
+    assert (found.preferences.parent / "reward/config.json").exists() and found.trained is not None
+
+
+def test_a_resumed_run_resumes_what_follows(config):
+    options = dict(then="dpo", max_steps=2, held_out=0.4, precision="fp32")
+    first = run(config(**options), quiet=True)
+    again = run(config(**options, resume=True), quiet=True)
+    assert again.tally == first.tally and again.trained.outcome.steps == first.trained.outcome.steps == 2
+
+
+def test_options_that_what_follows_does_not_have_are_refused(config):
+    with pytest.raises(InputError, match="--beta is no option of reward"):
+        run(config(then="reward", beta=0.3))
+    assert not config().out.exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------- options

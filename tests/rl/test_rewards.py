@@ -269,7 +269,7 @@ def test_a_reward_model_is_named_by_its_folder_and_a_language_model_is_refused(s
     assert loaded.name == str(tmp_path / "rm") and ask(loaded, ANSWERS) == pytest.approx(ask(ModelReward("rm", scorer, small_tokenizer), ANSWERS), abs=1e-5)
     given = source(str(small_model), lambda name: (scorer, small_tokenizer))
     assert ask(given, ANSWERS) == ask(ModelReward("rm", scorer, small_tokenizer), ANSWERS)
-    with pytest.raises(InputError, match="holds a language model, which gives no scores"):
+    with pytest.raises(InputError, match="is a language model, which gives no scores"):
         source(str(small_model))
 
 
