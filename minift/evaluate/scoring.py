@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minift import folder as folders
 from minift import peft
-from minift.data.branches import Tree, apart, grow
+from minift.data.branches import Tree, batches_of_trees, rows_of
 from minift.errors import InputError
 from minift.files import recover
 from minift.models.scorer import Scorer
@@ -65,28 +65,16 @@ def rewards(model: Scorer, trees: Sequence[Tree], batch_tokens: int = 4096) -> T
     at most batch_tokens in a batch (a larger tree alone)."""
     was_training, device = model.training, model.norm.weight.device
     model.eval()
-    trees = trees if model.can_branch() else apart(trees)
     counts = torch.tensor([len(tree.answers) for tree in trees])
     starts = counts.cumsum(0) - counts                                      # where each tree's answers stand in the result
     out = torch.empty(int(counts.sum()))
     try:
-        for chosen in by_size([tree.size for tree in trees], batch_tokens):
-            found = model.rewards(grow([trees[i] for i in chosen]).to(device)).float().cpu()
+        for chosen in batches_of_trees([tree.size for tree in trees], batch_tokens, seed=0, bucketed=True):
+            found = model.rewards(rows_of([trees[i] for i in chosen], model.can_branch()).to(device)).float().cpu()
             out[torch.cat([torch.arange(counts[i]) + starts[i] for i in chosen])] = found
     finally:
         model.train(was_training)
     return out
-
-
-def by_size(sizes: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Which trees go together, one to a row: similar sizes, and rows times the longest at most batch_tokens."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(sizes)), key=lambda i: sizes[i]):
-        if batches and (len(batches[-1]) + 1) * sizes[i] <= batch_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
 
 
 def _is_scorer(folder: Path) -> bool:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from minift.errors import InputError
 from minift.peft.attach import put_in, state_of
+from minift.peft.head import NewHead
 from minift.peft.lora import LoRA
 from minift.peft.targets import published_names
 
@@ -122,6 +123,8 @@ def _parts(model: nn.Module, weights: dict[str, float]) -> dict[str, list[tuple[
         for path, wrapper in state.wrappers.items():
             if name in wrapper.adapters:
                 factors = getattr(wrapper.adapters[name], "factors", None)
+                if isinstance(wrapper.adapters[name], NewHead):
+                    raise InputError(f"the set {name!r} has a score head of its own, and no one head fits several sets: combine those of language models")
                 if factors is None:
                     raise InputError(
                         f"the set {name!r} is {type(state.sets[name]).__name__}, whose change is no low-rank product B A: LoRA, PiSSA, AdaLoRA and"

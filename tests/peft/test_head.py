@@ -149,3 +149,11 @@ def test_a_fusion_mixes_the_adapters_and_has_a_head_of_its_own(tmp_path):
     for name in ("one", "two", "default"):
         peft.load(other, tmp_path / name, name)
     torch.testing.assert_close(other(ids), scorer(ids), atol=1e-6, rtol=1e-6)
+
+
+def test_sets_with_heads_are_not_combined():
+    scorer = Scorer.on(model("llama"))
+    for name in ("one", "two"):
+        peft.attach(scorer, peft.LoRA(rank=2), name)
+    with pytest.raises(InputError, match="has a score head of its own"):
+        peft.combine(scorer, {"one": 1.0, "two": 1.0}, "both")
