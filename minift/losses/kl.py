@@ -2,7 +2,8 @@
 
     KL(p || q) = sum_x p(x) log(p(x) / q(x))        of x drawn from p:        k1 = log p - log q        k2 = k1^2 / 2        k3 = q/p - 1 - log(q/p)
 
-    value       k1 unbiased, but signed: a mean below zero is noise, or a sign that x was not drawn from p (trap 13). k3 unbiased and never negative. k2 never negative, biased in third order of log p/q.
+    value       k1 unbiased, but signed: a mean below zero is noise, or a sign that x was not drawn from p (trap 13). k3 unbiased and
+                never negative. k2 never negative, off by third order of log p/q.
     gradient    as a term of a loss, with samples held fixed: k1 has none on average (E[grad log p] = 0); k2 has KL's own (E[k1 grad log p]);
                 k3 has that of KL(q || p), the other direction, equal near p = q only.
 So k1 belongs into the reward, where the policy gradient makes KL's gradient of it (PPO, RLOO); k3 in the loss is GRPO's choice
@@ -13,6 +14,7 @@ Proved in tests/losses/test_kl.py by enumerating a vocabulary."""
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 KL = Literal["k1", "k2", "k3"]
