@@ -5,9 +5,10 @@
     value       k1 unbiased, but signed: a mean below zero is noise, or a sign that x was not drawn from p (trap 13). k3 unbiased and
                 never negative. k2 never negative, off by third order of log p/q.
     gradient    as a term of a loss, with samples held fixed: k1 has none on average (E[grad log p] = 0); k2 has KL's own (E[k1 grad log p]);
-                k3 has that of KL(q || p), the other direction, equal near p = q only.
-So k1 belongs into the reward, where the policy gradient makes KL's gradient of it (PPO, RLOO); k3 in the loss is GRPO's choice
-(arXiv:2402.03300, eq. 4), k2 would be the exact one. (Schulman 2020, "Approximating KL divergence", joschu.net/blog/kl-approx.html.)
+                k3 has that of KL(q || p), the other direction, equal near p = q only. r k3 has KL's own, r = p / p_old with its gradient.
+So k1 belongs into the reward, where the policy gradient makes KL's gradient of it (PPO, RLOO). In the loss GRPO has k3 (arXiv:2402.03300,
+eq. 4), DeepSeek-V3.2 and trl's GRPO by default r k3 (arXiv:2512.02556); k2 is as good as that as long as p_old = p.
+(Schulman 2020, "Approximating KL divergence", joschu.net/blog/kl-approx.html.)
 
 p and q are of the distributions that were drawn from: same temperature, same support. Log-probabilities are flat, (n,), or any one shape.
 Proved in tests/losses/test_kl.py by enumerating a vocabulary."""
@@ -34,6 +35,11 @@ def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     """q/p - 1 - log(q/p), at least 0 since log x <= x - 1."""
     log_ratio = reference - logprobs
     return torch.expm1(log_ratio) - log_ratio
+
+
+def reweighted_k3(logprobs: Tensor, old: Tensor, reference: Tensor) -> Tensor:
+    """r k3 of tokens drawn from p_old: of KL(p || q) it has on average both the value and the gradient, wherever p has gone since."""
+    return (logprobs - old).exp() * k3(logprobs, reference)
 
 
 def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minift.losses.kl import AdaptiveKL, FixedKL, exact_kl, k1, k2, k3
+from minift.losses.kl import AdaptiveKL, FixedKL, exact_kl, k1, k2, k3, reweighted_k3
 
 P, Q = torch.tensor([[0.4, 0.25, 0.2, 0.1, 0.05]], dtype=torch.float64), torch.tensor([[0.3, 0.1, 0.25, 0.15, 0.2]], dtype=torch.float64)
 
@@ -93,6 +93,15 @@ def test_as_a_loss_k1_pulls_nowhere_k2_as_the_distance_does_and_k3_as_the_other_
     close(gradient(expected(k2, z, z_reference), z), towards)
     close(gradient(expected(k3, z, z_reference), z), other)
     assert (towards - other).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("old", [3, 5])                              # 3: the policy itself drew
+def test_reweighted_k3_is_the_distance_and_pulls_as_it_does_for_tokens_of_an_older_policy(old):
+    z, z_reference, log_old = logits(3).requires_grad_(), logits(4), logits(old).log_softmax(-1)
+    exact = exact_kl(z[None], z_reference[None])[0]
+    found = (log_old.exp() * reweighted_k3(z.log_softmax(-1), log_old, z_reference.log_softmax(-1))).sum()
+    close(found, exact)
+    close(gradient(found, z), gradient(exact, z))
 
 
 def test_in_the_reward_k1_pulls_as_the_distance_does():

@@ -48,6 +48,8 @@ MUTANTS = [
     Mutant("kl_k3_with_the_wrong_sign", KL, "torch.expm1(log_ratio) - log_ratio", "torch.expm1(log_ratio) + log_ratio", DISTANCE),
     Mutant("kl_k3_lost_in_rounding", KL, "torch.expm1(log_ratio) - log_ratio", "torch.exp(log_ratio) - log_ratio - 1", DISTANCE),
     Mutant("kl_k2_not_halved", KL, "0.5 * (logprobs - reference) ** 2", "(logprobs - reference) ** 2", DISTANCE),
+    Mutant("kl_reweighted_by_the_reference", KL, "(logprobs - old).exp() * k3", "(logprobs - reference).exp() * k3", DISTANCE),
+    Mutant("kl_reweighted_without_the_ratios_gradient", KL, "(logprobs - old).exp() * k3", "(logprobs - old).exp().detach() * k3", DISTANCE),
     Mutant("kl_exact_in_the_other_direction", KL, "log_p.exp() * (log_p - log_q)", "log_q.exp() * (log_q - log_p)", DISTANCE),
     Mutant("kl_price_falls_with_distance", KL, "1 + error * n / self.horizon", "1 - error * n / self.horizon", DISTANCE),
     Mutant("kl_price_without_limits", KL, "min(0.2, max(-0.2, kl / self.target - 1))", "kl / self.target - 1", DISTANCE),
