@@ -234,7 +234,7 @@ def test_trap16_equal_rewards(any_trainer, monkeypatch):
 @pytest.fixture(scope="module")
 def ppo(tmp_path_factory):
     if not PPO.exists():
-        pytest.skip("trl 1.0.0, the last with PPO, is not in .venv/trl-ppo: make parity puts it there")
+        pytest.skip("trl 1.0.0, the last with PPO, is not in .venv/trl-ppo: pip install --no-deps --target .venv/trl-ppo -r tests/parity/trl_ppo.txt")
     out = tmp_path_factory.mktemp("ppo") / "seen.pt"
     environment = {**os.environ, "PYTHONPATH": str(PPO), "TRL_EXPERIMENTAL_SILENCE": "1"}
     program = [sys.executable, str(Path(__file__).with_name("trl_ppo.py")), str(out)]
