@@ -83,7 +83,7 @@ def build(
     for row in rows:
         report.formats[row.format] = report.formats.get(row.format, 0) + 1
         report.unused += [name for name in row.unused if name not in report.unused]
-        if row.answer != (answer := _without_end_mark(row.answer, tokenizer)):
+        if row.answer != (answer := without_end_mark(row.answer, tokenizer)):
             row, report.end_marks = row.with_answer(answer), report.end_marks + 1
         if not answer.strip():
             report.without_answer.append(row.where)
@@ -119,10 +119,16 @@ def ask(question: str, system: str = "") -> Row:
     return Row("messages", "a question", messages=(*opening, {"role": "user", "content": question}))
 
 
-def _examples(row: Row, tokenizer: Tokenizer, template: str | None, learn: Learn, max_length: int | None, report: Report) -> list[Example]:
-    """One Example; several for a long plain text. `report` counts what was cut."""
+def prompt_and_answer(row: Row, tokenizer: Tokenizer, *, template: str | None = None) -> tuple[list[int], list[int]]:
+    """(prompt_ids of the row, the ids of its answer with its end token), as they follow each other in training."""
+    ids, _, start = _tokenised(row, tokenizer, template)
+    return ids[:start], ids[start:]
+
+
+def _tokenised(row: Row, tokenizer: Tokenizer, template: str | None, every_turn: bool = False) -> tuple[list[int], list[bool], int]:
+    """(ids, learned or not, how many of them stand before the answer)."""
     if row.messages:                                                        # the template writes the end of the answer, and must
-        segments = render(row.messages, tokenizer, _default(template, tokenizer), input=row.input, every_turn=learn == "assistant")
+        segments = render(row.messages, tokenizer, _default(template, tokenizer), input=row.input, every_turn=every_turn)
         ids, learned = tokenizer.encode_segments(segments)
     else:
         if tokenizer.eos_id is None:
@@ -130,7 +136,12 @@ def _examples(row: Row, tokenizer: Tokenizer, template: str | None, learn: Learn
         segments = [(row.completion, True)] if row.format == "text" else [(row.prompt, False), (row.completion, True)]
         ids, learned = tokenizer.encode_segments(segments)
         ids, learned = [*ids, tokenizer.eos_id], [*learned, True]
-    start = len(tokenizer.encode_segments(segments[:-1])[0])                # tokens before the answer, BOS among them
+    return ids, learned, len(tokenizer.encode_segments(segments[:-1])[0])   # BOS stands before the answer too
+
+
+def _examples(row: Row, tokenizer: Tokenizer, template: str | None, learn: Learn, max_length: int | None, report: Report) -> list[Example]:
+    """One Example; several for a long plain text. `report` counts what was cut."""
+    ids, learned, start = _tokenised(row, tokenizer, template, every_turn=learn == "assistant")
     mask = [t > 0 and (learn == "all" or (learned[t] and (learn == "assistant" or t >= start))) for t in range(len(ids))]
     if max_length is None or len(ids) <= max_length:
         return [Example(ids, mask)]
@@ -146,7 +157,7 @@ def _default(template: str | None, tokenizer: Tokenizer) -> str | None:
     return "plain" if template is None and tokenizer.chat_template is None else template
 
 
-def _without_end_mark(answer: str, tokenizer: Tokenizer) -> str:
+def without_end_mark(answer: str, tokenizer: Tokenizer) -> str:
     """Some files write an end mark into each answer; the tokenizer's own comes there, and a second would be learned as text."""
     text = answer.rstrip()
     for mark in (END_OF_TEXT, tokenizer.tokens["eos"]):
@@ -160,12 +171,17 @@ def _pieces(ids: list[int], max_length: int) -> list[list[int]]:
     return [ids[i : i + max_length] for i in range(0, max(1, len(ids) - 1), max_length - 1)]
 
 
+def gap(prompt: int, answer: int, max_length: int) -> tuple[int, int]:
+    """(start, end) of what a prompt of so many tokens loses, so that it and its answer have at most max_length; start = end: nothing."""
+    room = max_length - answer                                              # what a whole answer leaves the prompt
+    keep = min(prompt, room if room > 0 else max(1, max_length // 4))
+    head = (keep + 1) // 2
+    return head, prompt - (keep - head)
+
+
 def _without_middle(ids: list[int], mask: list[bool], start: int, max_length: int) -> Example:
     """max_length tokens of a prompt ids[:start] and an answer ids[start:]; the answer comes first."""
-    room = max_length - (len(ids) - start)                                  # what a whole answer leaves the prompt
-    keep = min(start, room if room > 0 else max(1, max_length // 4))
-    head = (keep + 1) // 2
-    tail = start - (keep - head)
+    head, tail = gap(start, len(ids) - start, max_length)
     mask = [*mask]
     if tail < start:
         mask[tail] = False                                                  # the first token behind the gap: what it followed is gone

@@ -9,7 +9,7 @@ Every later record of the file must have the same fields. Nothing is dropped her
 examples.py leaves those out, and lists them.
 Proved in tests/data/test_sources.py. Left out: tool calls, images, several answers to one question."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -104,20 +104,25 @@ def read_texts(paths: str | Path | Sequence[str | Path], *, documents: Documents
 
 def _rows(found: list[Record], columns: Mapping[str, str]) -> list[Row]:
     """Records of one file -> Rows, by the format of the first."""
-    known = {name for needed in (*FIELDS.values(), *OPTIONAL.values()) for name in needed}
+    found = renamed(found, columns, {name for needed in (*FIELDS.values(), *OPTIONAL.values()) for name in needed})
+    chosen = _format(found[0])
+    for where, fields in found:
+        if missing := [name for name in FIELDS[chosen] if name not in fields]:
+            raise InputError(f"{where}: no field {missing[0]!r}, though the file starts in {chosen} format; found {names(fields)}")
+    return [_row(chosen, record) for record in found]
+
+
+def renamed(found: Sequence[Record], columns: Mapping[str, str], known: Collection[str]) -> list[Record]:
+    """The records with our names for the file's columns; a column that is known by one of our names, but was not meant, is left out."""
     if unknown := [ours for ours in columns if ours not in known]:
         raise InputError(f"columns: no format has a field {unknown[0]!r}; known: {', '.join(sorted(known))}")
     theirs = {name: ours for ours, name in columns.items()}
-    renamed = []
+    result = []
     for where, fields in found:
         if missing := [name for name in theirs if name not in fields]:
             raise InputError(f"{where}: there is no column {missing[0]!r}; found {names(fields)}")
-        renamed.append(Record(where, {theirs.get(k, k): v for k, v in fields.items() if k in theirs or k not in columns}))
-    chosen = _format(renamed[0])
-    for where, fields in renamed:
-        if missing := [name for name in FIELDS[chosen] if name not in fields]:
-            raise InputError(f"{where}: no field {missing[0]!r}, though the file starts in {chosen} format; found {names(fields)}")
-    return [_row(chosen, record) for record in renamed]
+        result.append(Record(where, {theirs.get(k, k): v for k, v in fields.items() if k in theirs or k not in columns}))
+    return result
 
 
 def _format(record: Record) -> Format:
@@ -126,11 +131,10 @@ def _format(record: Record) -> Format:
         if all(name in fields for name in needed):
             for job, marks in OTHER_JOBS.items():
                 if found := [name for name in fields if name.lower() in marks]:
-                    raise InputError(
-                        f"{where}: this is data for {job} (field {', '.join(found)}), which plain fine-tuning would ignore: "
-                        "take a recipe for that, or remove the field if every row is to be learned as it stands"
-                    )
+                    raise InputError(_other_job(where, job, found) + ", or remove the field if every row is to be learned as it stands")
             return chosen
+    if {"chosen", "rejected"} <= fields.keys():
+        raise InputError(_other_job(where, "preference learning", ["chosen", "rejected"]))
     known = "".join(f"\n  {name}: {', '.join(needed)}" for name, needed in FIELDS.items())
     raise InputError(
         f"{where}: no known format has these fields: {names(fields)}. Wanted those of one format:{known}\n"
@@ -138,11 +142,16 @@ def _format(record: Record) -> Format:
     )
 
 
+def _other_job(where: str, job: str, found: Sequence[str]) -> str:
+    return (f"{where}: this is data for {job} (field {', '.join(found)}), which plain fine-tuning would ignore: "
+            "`minift dpo` and `minift reward` take chosen and rejected answers, `minift dpo --loss kto` labelled ones")
+
+
 def _row(chosen: Format, record: Record) -> Row:
     where, fields = record
     used = (*FIELDS[chosen], *OPTIONAL.get(chosen, ()))
     unused = tuple(name for name in fields if name not in used)
-    text = {name: _string(fields[name], name, where) for name in used if name in fields and chosen not in ("sharegpt", "messages")}
+    text = {name: string(fields[name], name, where) for name in used if name in fields and chosen not in ("sharegpt", "messages")}
     if chosen == "text":
         return Row(chosen, where, completion=text["text"], unused=unused)
     if chosen == "prompt/completion":
@@ -151,24 +160,31 @@ def _row(chosen: Format, record: Record) -> Row:
         turns: tuple[Message, ...] = ({"role": "user", "content": text["instruction"]}, {"role": "assistant", "content": text["output"]})
         return Row(chosen, where, messages=turns, input=text.get("input", ""), unused=unused)
     role, content, roles = ("from", "value", SHAREGPT_ROLES) if chosen == "sharegpt" else ("role", "content", ROLES)
-    return Row(chosen, where, messages=_messages(fields[used[0]], role, content, roles, where), unused=unused)
+    return Row(chosen, where, messages=messages(fields[used[0]], role, content, roles, where), unused=unused)
 
 
-def _messages(turns: Any, role: str, content: str, roles: Mapping[str, str], where: str) -> tuple[Message, ...]:
+def messages(turns: Any, role: str, content: str, roles: Mapping[str, str], where: str) -> tuple[Message, ...]:
+    """A conversation as it stands in a file -> messages, with the names of its two fields and of its roles made ours."""
     if not isinstance(turns, list) or not turns:
         raise InputError(f"{where}: the conversation is {turns!r:.40}; wanted a list of {{{role!r}: ..., {content!r}: ...}}")
-    messages: list[Message] = []
+    found: list[Message] = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict) or role not in turn or content not in turn:
             shown = names(turn) if isinstance(turn, dict) else f"a {type(turn).__name__}"
             raise InputError(f"{where}, turn {number}: wanted the fields {role}, {content}; found {shown}")
         if not isinstance(turn[role], str) or turn[role] not in roles:
             raise InputError(f"{where}, turn {number}: unknown role {turn[role]!r}; known: {', '.join(roles)}")
-        messages.append({"role": roles[turn[role]], "content": _string(turn[content], content, where)})
-    return tuple(messages)
+        found.append({"role": roles[turn[role]], "content": string(turn[content], content, where)})
+    return tuple(found)
 
 
-def _string(value: Any, name: str, where: str) -> str:
+def conversation(turns: Any, where: str) -> tuple[Message, ...]:
+    """`messages`, whichever of the two ways they are written in."""
+    shared = isinstance(turns, list) and turns and isinstance(turns[0], dict) and "from" in turns[0]
+    return messages(turns, "from", "value", SHAREGPT_ROLES, where) if shared else messages(turns, "role", "content", ROLES, where)
+
+
+def string(value: Any, name: str, where: str) -> str:
     """A field as text; null is the empty text, numbers are refused rather than printed in some way."""
     if value is None:
         return ""

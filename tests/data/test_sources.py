@@ -104,7 +104,7 @@ BAD = [
     ([{"prompt": "x", "completion": 3}], "line 1: the field 'completion' is a int; wanted text"),
     ([{"instruction": "x", "output": "y", "chosen": "y", "rejected": "z"}], "data for preference learning (field chosen, rejected)"),
     ([CHAT | {"label": True}], "1: this is data for classification or preference learning (field label)"),
-    ([{"text": "x", "Category": "y"}], "(field Category), which plain fine-tuning would ignore: take a recipe for that, or remove"),
+    ([{"text": "x", "Category": "y"}], "(field Category), which plain fine-tuning would ignore: `minift dpo` and `minift reward` take chosen"),
 ]
 
 
