@@ -15,8 +15,13 @@ from minift.errors import InputError, RunError
 VERBS = {
     "quickstart": "fine-tune the bundled model on this machine's own Python, in minutes, and show what it learned",
     "sft": "supervised fine-tuning on your data, with any of the methods",
+    "reward": "train a reward model on pairs of a better and a worse answer",
+    "dpo": "learn from pairs of a better and a worse answer: DPO, IPO, KTO, ORPO, SimPO and their kin",
+    "grpo": "learn from rewards by comparing answers to one prompt: GRPO, RLOO, REINFORCE",
+    "ppo": "learn from rewards with a second network that expects them",
     "methods": "the fine-tuning methods: what each trains, and its options",
     "compare": "measure every method on one task: memory, time, quality, forgetting",
+    "rlaif": "let a judge compare a model's answers, and train on what it prefers",
     "pretrain": "train a tokenizer and a small model from scratch on text",
     "generate": "continue prompts",
     "chat": "talk to a model in the terminal",

@@ -210,7 +210,7 @@ def generate(
     if isinstance(prompts, str):
         raise InputError("prompts is a single string: pass a list of prompts, such as [prompt]")
     sampling, stops = Sampling(temperature, top_k, top_p, min_p, repetition_penalty), _stops(stop)
-    ids, ends = [_prompt_ids(tokenizer, prompt) for prompt in prompts], _end_ids(model, tokenizer, eos_ids)
+    ids, ends = [_prompt_ids(tokenizer, prompt) for prompt in prompts], end_ids(model, tokenizer, eos_ids)
     answers = [Answer(tokenizer, prompt, stops) for prompt in ids]
     finish = lambda row, token: token not in ends and answers[row].add(token)
     generate_ids(model, ids, sampling, max_new_tokens=max_new_tokens, seed=seed, eos_ids=ends, finish=finish, batch_size=batch_size, sets=sets)
@@ -234,7 +234,7 @@ def stream(
     """The text `generate` gives for this prompt, in pieces as they come: none holds half a character or part of a stop string."""
     sampling, answer_stop = Sampling(temperature, top_k, top_p, min_p, repetition_penalty), _stops(stop)
     ids = _prompt_ids(tokenizer, prompt)
-    seeds, ends = _check(model, [ids], max_new_tokens, seed, _end_ids(model, tokenizer, eos_ids))
+    seeds, ends = _check(model, [ids], max_new_tokens, seed, end_ids(model, tokenizer, eos_ids))
     return _pieces(steps(model, [ids], sampling, max_new_tokens, seeds, ends, set()), Answer(tokenizer, ids, answer_stop), ends)
 
 
@@ -269,7 +269,8 @@ def _prompt_ids(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
     return ids or [tokenizer.bos_id]
 
 
-def _end_ids(model: Transformer, tokenizer: Tokenizer, eos_ids: int | Sequence[int] | None) -> tuple[int, ...]:
+def end_ids(model: Transformer, tokenizer: Tokenizer, eos_ids: int | Sequence[int] | None = None) -> tuple[int, ...]:
+    """The tokens that end an answer: those given, else the config's and the tokenizer's."""
     if eos_ids is not None:
         return (eos_ids,) if isinstance(eos_ids, int) else tuple(eos_ids)
     config = model.config.eos_token_id

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from minift.data.pydocs import Split, pairs
 from minift.data.records import Record, find, names, records
 from minift.data.sources import Message, Row, conversation, renamed, string
 from minift.errors import InputError
@@ -42,6 +43,12 @@ def read_prompts(paths: str | Path | Sequence[str | Path], *, columns: Mapping[s
 
     Raises InputError naming file and line for whatever asks nothing."""
     return [prompt for path in find(paths) for prompt in _prompts(renamed(records(path), columns or {}, KNOWN))]
+
+
+def docstring_prompts(split: Split, packages: Sequence[str] = ("python", "numpy", "torch")) -> list[Prompt]:
+    """The functions of a split's modules, to be documented (pydocs.py): what `--data pydocs` asks. The true summary is fields["answer"]."""
+    row = lambda pair: Row("prompt/completion", pair.module, prompt=pair.prompt, completion=pair.summary)
+    return [Prompt(pair.module, row(pair), {"answer": pair.summary}) for pair in pairs(split, packages)]
 
 
 def describe(prompts: Sequence[Prompt]) -> list[str]:

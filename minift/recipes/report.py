@@ -22,7 +22,7 @@ from minift.train.log import read_metrics
 INK, TRAIN, HELD_OUT = "#333333", "#9db8d2", "#c4472b"
 
 
-def draw_loss(folder: Path, title: str, before: float | None = None) -> Path:
+def draw_loss(folder: Path, title: str, before: float | None = None, ylabel: str = "loss, nats per token") -> Path:
     """Draw folder/metrics.jsonl as folder/loss.png: training loss per step, its running mean, and the held-out loss, which starts at
     `before` if that is known. A run stopped before its first step has a picture without a curve."""
     metrics = read_metrics(folder)
@@ -39,7 +39,7 @@ def draw_loss(folder: Path, title: str, before: float | None = None) -> Path:
         axes.plot(*zip(*held_out), "o-", color=HELD_OUT, linewidth=1.8, markersize=5, label="held out")
         place, value = held_out[-1]
         axes.annotate(f"{value:.2f}", (place, value), xytext=(0, 7), textcoords="offset points", ha="center", color=HELD_OUT)
-    axes.set(title=title, xlabel="optimizer step", ylabel="loss, nats per token")
+    axes.set(title=title, xlabel="optimizer step", ylabel=ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

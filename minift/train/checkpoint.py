@@ -30,8 +30,11 @@ def running_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def write(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, best: float | None, bad: int) -> None:
-    """Replace the checkpoint file at `path` by this state; `bad` counts the evaluations since the best one."""
+def write(
+    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, best: float | None, bad: int, extra: dict | None = None
+) -> None:
+    """Replace the checkpoint file at `path` by this state; `bad` counts the evaluations since the best one, extra: plain numbers that a
+    recipe's own loop goes on from."""
     state = {
         "step": step,
         "parameters": trained_parameters(model),
@@ -40,6 +43,7 @@ def write(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer],
         "rng": torch.get_rng_state(),
         "best": best,
         "bad": bad,
+        "extra": extra or {},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.writing")

@@ -1,0 +1,40 @@
+"""The picture of a run on pairs: the two log-probabilities apart, and how often the chosen answer is ahead.
+
+The loss only sees the difference of the two, so both may fall while it does. Proved in tests/recipes/test_dpo.py."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
+
+from minift.recipes.report import HELD_OUT, running_mean
+from minift.train.log import read_metrics
+
+CHOSEN, REJECTED = "#2f7d4f", HELD_OUT
+
+
+def draw_preferences(folder: Path, before: Mapping[str, float]) -> Path:
+    """folder/metrics.jsonl -> folder/preferences.png: log-probabilities of chosen and rejected answers since the start, and the accuracy."""
+    metrics = read_metrics(folder)
+    steps = [m for m in metrics if "accuracy" in m]
+    held_out = [{"step": 0, **{f"eval_{name}": value for name, value in before.items()}}, *(m for m in metrics if "eval_accuracy" in m)]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
+    for name, color in (("chosen", CHOSEN), ("rejected", REJECTED)):
+        left.plot([m["step"] for m in held_out], [m[f"eval_{name}"] - before[name] for m in held_out], "o-", color=color, markersize=4, label=name)
+    left.axhline(0, color="#999999", linewidth=0.8)
+    left.set(title="Which of the two moves?", ylabel="log p(answer), held out, against the start")
+    accuracies = [m["accuracy"] for m in steps]
+    right.plot([m["step"] for m in steps], running_mean(accuracies, max(1, len(steps) // 20)), color="#9db8d2", linewidth=1.2, label="training, running mean")
+    right.plot([m["step"] for m in held_out], [m["eval_accuracy"] for m in held_out], "o-", color="#2f5f8f", markersize=4, label="held out")
+    right.axhline(0.5, color="#999999", linewidth=0.8, linestyle=":")
+    right.set(title="How often is the chosen answer ahead?", ylabel="share of pairs", ylim=(0, 1.02))
+    for axes in (left, right):
+        axes.set_xlabel("optimizer step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    figure.savefig(folder / "preferences.png", dpi=130)
+    plt.close(figure)
+    return folder / "preferences.png"

@@ -1,0 +1,95 @@
+"""The reference of preference learning: what the model said before, or what another model says, of every answer.
+
+    ref_a = sum over the tokens t of answer a of log p_ref(token_t | prompt, answer so far)          (A,)
+
+It never changes, so it is computed once, before the first step, and kept in the run folder (reference.safetensors): no second model in
+memory, no second forward pass in each step, whatever trains. The same numbers live, with the adapters off at every step, are there for
+those who want to see it (--live-reference). The file knows which answers it is for; another data set's is refused.
+Proved in tests/recipes/test_dpo.py (trap 18)."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minift import folder as folders
+from minift import peft
+from minift.data.branches import Tree, batches_of_trees, rows_of
+from minift.errors import InputError
+from minift.losses.logprobs import per_answer
+from minift.models.transformer import Transformer
+from minift.peft.attach import names
+from minift.train.answers import logprobs_of_answers
+from minift.train.precision import Precision, autocast
+
+FILE = "reference.safetensors"
+
+
+@torch.no_grad()
+def sums(model: Transformer, trees: Sequence[Tree], tokens: int, precision: Precision = "fp32") -> Tensor:
+    """(A,) float32: the log-probability of each answer of each tree, in order, in micro-batches of about `tokens` tokens."""
+    device, was_training = model.norm.weight.device, model.training
+    model.eval()                                                                        # dropout would make another model (trap 18)
+    first = torch.tensor([0, *(len(tree.answers) for tree in trees)]).cumsum(0)         # of each tree, in (A,)
+    found = torch.empty(int(first[-1]))
+    try:
+        for batch in batches_of_trees([tree.size for tree in trees], tokens, seed=0, bucketed=True):
+            rows = rows_of([trees[i] for i in batch], model.can_branch()).to(device)
+            with autocast(precision, device.type):
+                logprobs = logprobs_of_answers(model, rows)
+            places = torch.cat([torch.arange(first[i], first[i + 1]) for i in batch])
+            found[places] = per_answer(logprobs, rows.lengths).float().cpu()
+    finally:
+        model.train(was_training)
+    return found
+
+
+def reference_sums(model: Transformer, trees: Sequence[Tree], name: str, folder: Path, tokens: int, precision: Precision) -> Tensor:
+    """`sums` under the reference called `name`, from folder/reference.safetensors if it is there, else computed and put there.
+
+    name: "base", the model as it is before training (with its adapters off, if it has any); a checkpoint folder; or the
+    reference.safetensors of another run on the same answers."""
+    file, mark = folder / FILE, _mark(trees)
+    if Path(name).is_file():
+        return _read(Path(name), mark)
+    if file.exists():
+        return _read(file, mark)
+    if name == "base":
+        with base_of(model):
+            found = sums(model, trees, tokens, precision)
+    else:
+        device = model.norm.weight.device
+        other, _ = folders.load(name, model.norm.weight.dtype, device)
+        if other.config.vocab_size != model.config.vocab_size:
+            raise InputError(f"the reference {name} knows {other.config.vocab_size} tokens, the model {model.config.vocab_size}: they need one tokenizer")
+        found = sums(other, trees, tokens, precision)
+    if not torch.isfinite(found).all():
+        raise InputError(f"the reference {name} gives {int((~torch.isfinite(found)).sum())} answers no finite probability: is its checkpoint damaged?")
+    save_file({"logprobs": found}, file, metadata={"answers": mark, "reference": name})
+    return found
+
+
+def base_of(model: Transformer) -> contextlib.AbstractContextManager:
+    """The model without what trains; a method that trains the model's own weights has not begun yet, and is the base itself."""
+    frozen = names(model) and not any(getattr(method, "keep_base", True) is False for method in model._peft.sets.values())
+    return peft.disabled(model) if frozen else contextlib.nullcontext()
+
+
+def _mark(trees: Sequence[Tree]) -> str:
+    return hashlib.sha256(json.dumps([[tree.prompt, tree.answers] for tree in trees]).encode()).hexdigest()
+
+
+def _read(file: Path, mark: str) -> Tensor:
+    try:
+        with safe_open(file, "pt") as opened:
+            if (opened.metadata() or {}).get("answers") != mark:
+                raise InputError(f"{file} holds the reference of other answers: delete it, or name the model with --reference")
+            return opened.get_tensor("logprobs")
+    except SafetensorError as error:
+        raise InputError(f"{file} is no readable file of a reference's log-probabilities ({error}): delete it, and it is made again") from None
