@@ -266,6 +266,17 @@ def test_data_that_cannot_be_learned_from_names_the_file_and_the_row(tune, small
     assert not (tmp_path / "run").exists()
 
 
+def test_data_shows_a_file_of_preferences_as_pairs_or_as_labelled_answers(minift, small_model, tmp_path):
+    (tmp_path / "prefs.jsonl").write_text('{"prompt": "a", "chosen": " b", "rejected": " c", "margin": 2}\n{"prompt": "a", "chosen": "d", "rejected": "d"}\n')
+    status, said, _ = minift("data", tmp_path / "prefs.jsonl", "--model", small_model)
+    assert status == 0 and "line 1, chosen (margin 2): a prompt of 2 tokens" in said and "line 1, rejected:" in said
+    assert "1 pairs to train on" in said and f"1 pairs are ties, the chosen answer being the rejected one, and are left out: {tmp_path / 'prefs.jsonl'}, line 2" in said
+    (tmp_path / "kto.jsonl").write_text('{"q": "a", "completion": " b", "label": false}\n')
+    status, said, _ = minift("data", tmp_path / "kto.jsonl", "--model", small_model, "--columns", "prompt", "q")
+    assert status == 0 and "line 1, undesirable: a prompt of 2 tokens" in said and "1 rows (1 labelled prompt/completion)" in said
+    assert "of preferences the answers count, so leave it out" in minift("data", tmp_path / "prefs.jsonl", "--model", small_model, "--learn", "all")[2]
+
+
 def test_a_missing_file_and_a_glob_without_matches(tune, small_model, tmp_path):
     assert f"no such file: {tmp_path / 'no.jsonl'}" in tune(small_model, tmp_path / "no.jsonl")[2]
     assert f"no file matches {tmp_path / '*.jsonl'}" in tune(small_model, tmp_path / "*.jsonl")[2]

@@ -18,6 +18,7 @@ from minift.data.records import Record, find, names, records
 from minift.data.sources import Row, renamed
 from minift.errors import InputError
 
+Job = Literal["pairs", "labels"]
 Paths = str | Path | Sequence[str | Path]
 KNOWN = ("prompt", "completion", "messages", "conversations", "instruction", "input", "output", "system", "chosen", "rejected", "ranking",
          "label", "margin", "score_chosen", "score_rejected")    # fmt: skip
@@ -125,12 +126,13 @@ def unpair(pairs: Sequence[Pair]) -> list[Labelled]:
     return [Labelled(pair.where, row, row is pair.chosen) for pair in pairs for row in (pair.chosen, pair.rejected)]
 
 
-def job_of(path: str | Path, columns: Mapping[str, str] | None = None) -> Literal["pairs", "labels"] | None:
-    """What a file is for, by its first record; None if it holds no preferences."""
-    columns = columns or {}
-    first = records(Path(path))[0].fields
-    known = known_as({ours for ours, theirs in columns.items() if theirs in first} | first.keys() - set(columns.values()))
-    return known and known[0]
+def job_of(paths: Paths, columns: Mapping[str, str] | None = None) -> Job | None:
+    """What files are for, by their first record: pairs or labels; None if it holds no preferences."""
+    first = records(find(paths)[0])[:1]
+    if not set(columns or {}) <= set(KNOWN):
+        return None
+    known = known_as(renamed(first, columns or {}, KNOWN)[0].fields)
+    return known and known.job
 
 
 def tie(a: Row, b: Row) -> bool:

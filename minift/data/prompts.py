@@ -75,17 +75,17 @@ def _prompts(found: Sequence[Record]) -> list[Prompt]:
 def _prompt(source: str, record: Record) -> Prompt:
     where, fields = record
     used = {source, ANSWERS[source], "input" if source == "instruction" else source}
-    answer = _answer(fields.get(ANSWERS[source]), where) if ANSWERS[source] else ""
+    answer = _answer(fields, ANSWERS[source], where)
     if source == "prompt" and not isinstance(fields[source], list):
         row = Row("prompt/completion", where, prompt=string(fields[source], source, where), completion=answer)
         asked = row.prompt
     else:
         if source == "instruction":
             turns: tuple[Message, ...] = ({"role": "user", "content": string(fields[source], source, where)},)
+            row = Row("alpaca", where, messages=turns, input=string(fields.get("input"), "input", where))
         else:
             turns = conversation(fields[source], where)
-        row = Row("alpaca" if source == "instruction" else "messages", where, messages=turns, input=string(fields.get("input"), "input", where)
-                  if source == "instruction" else "")
+            row = Row("messages", where, messages=turns)
         answer = answer or row.answer
         asked = "".join(turn["content"] for turn in (turns[:-1] if turns[-1]["role"] == "assistant" else turns))
         if answer and not row.answer:
@@ -96,6 +96,7 @@ def _prompt(source: str, record: Record) -> Prompt:
     return Prompt(where, row, {"answer": answer, **others} if answer else others)
 
 
-def _answer(value: Any, where: str) -> str:
-    """The text of an answer: a text, or messages of which the last is it."""
-    return conversation(value, where)[-1]["content"] if isinstance(value, list) else string(value, "answer", where)
+def _answer(fields: Mapping[str, Any], name: str | None, where: str) -> str:
+    """The field of that name: a text, or messages of which the last is the answer; "" without one."""
+    value = fields.get(name)
+    return conversation(value, where)[-1]["content"] if isinstance(value, list) else string(value, name, where)

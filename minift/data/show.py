@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from minift.data.batches import Example
+from minift.data.branches import Tree
 from minift.data.examples import Report
+from minift.data.preference_trees import PairReport, describe
 from minift.tokenizer import Tokenizer
 
 COUNTS, IGNORED = ("bold green", "bold green4"), ("grey62", "grey42")
@@ -30,6 +32,23 @@ def show(
         console.print()
     console.print(summary(report))
     console.print(lengths(examples), soft_wrap=True)
+
+
+def show_trees(
+    trees: Sequence[tuple[Tree, Sequence[str]]], report: PairReport, tokenizer: Tokenizer, *, rows: int = 3, tokens: int = 400,
+    console: Console | None = None,
+) -> None:
+    """The same for preferences: each tree comes with the names of its answers, and each answer is shown behind the prompt."""
+    console = console or Console()
+    for (tree, names), where in list(zip(trees, report.where))[:rows]:
+        for name, answer in zip(names, tree.answers):
+            example = Example(tree.prompt + answer, [False] * len(tree.prompt) + [True] * len(answer))
+            said = f"{where}, {name}: a prompt of {len(tree.prompt)} tokens, and {len(answer)} that count in the loss"
+            console.print(Text(said, style="bold"), soft_wrap=True)
+            console.print(marked(example, tokenizer, colour=console.color_system is not None, tokens=tokens), soft_wrap=True)
+        console.print()
+    console.print(Text("\n".join(describe(report))), soft_wrap=True)
+    console.print(lengths([Example(tree.prompt + answer, []) for tree, _ in trees for answer in tree.answers]), soft_wrap=True)
 
 
 def marked(example: Example, tokenizer: Tokenizer, *, colour: bool, tokens: int = 400) -> Text:

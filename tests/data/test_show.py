@@ -6,7 +6,9 @@ from rich.console import Console
 from minift import tokenizer as T
 from minift.data.batches import Example
 from minift.data.examples import Report, build
-from minift.data.show import lengths, marked, show, summary
+from minift.data.preference_trees import build_labelled, build_pairs
+from minift.data.preferences import Labelled, Pair
+from minift.data.show import lengths, marked, show, show_trees, summary
 from minift.data.sources import Row
 
 
@@ -98,3 +100,25 @@ def test_the_numbers_under_lengths_by_hand():
 
 def test_a_report_with_nothing_unusual_has_three_lines():
     assert summary(Report(rows=2, formats={"text": 2}, where=["a", "b"], tokens=10, targets=8)).row_count == 3
+
+
+def test_of_preferences_both_answers_are_shown_behind_the_prompt_and_count(tokenizer):
+    pairs = [Pair(f"prefs.jsonl, line {n}", pair(f"Say{n}", "Ann!"), pair(f"Say{n}", "hello")) for n in (1, 2)]
+    built, report = build_pairs(pairs, tokenizer)
+    out = io.StringIO()
+    show_trees([(tree, ("chosen", "rejected")) for tree, _ in built], report, tokenizer, rows=1, console=Console(file=out, width=100, color_system=None))
+    first, chosen, second, rejected, *rest = out.getvalue().splitlines()
+    tree = built[0].tree
+    assert first == f"prefs.jsonl, line 1, chosen: a prompt of {len(tree.prompt)} tokens, and {len(tree.answers[0])} that count in the loss"
+    assert second.startswith("prefs.jsonl, line 1, rejected: a prompt of ")
+    assert [line.replace("|", "") for line in (chosen, rejected)] == ["<s>Say1[[Ann!</s>]]", "<s>Say1[[hello</s>]]"]
+    text = "\n".join(rest)
+    assert "line 2" not in text and "2 pairs to train on" in text and f"lengths: min {len(tree.prompt) + min(map(len, tree.answers))}" in text
+
+
+def test_a_labelled_answer_is_shown_once(tokenizer):
+    built, report = build_labelled([Labelled("kto.jsonl, line 1", pair("Say", "Ann!"), False)], tokenizer)
+    out = io.StringIO()
+    show_trees([(tree, ("undesirable",)) for tree, _ in built], report, tokenizer, console=Console(file=out, width=100, color_system=None))
+    assert "kto.jsonl, line 1, undesirable: a prompt of" in out.getvalue() and out.getvalue().count("[[") == 1
+    assert "1 answers to train on, 0 desirable and 1 undesirable" in out.getvalue()
