@@ -50,7 +50,7 @@ MUTANTS = [
         test=TEST,
     ),
     Mutant(
-        name="chosen_and_rejected_swapped",
+        name="rejected_answer_first_in_the_tree",
         file=TREES,
         old="(pair, (pair.chosen, pair.rejected))",
         new="(pair, (pair.rejected, pair.chosen))",
