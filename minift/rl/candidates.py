@@ -83,7 +83,7 @@ def _draw(model: Transformer, tokenizer: Tokenizer, prompts: list[list[int]], se
     answers = [Answer(tokenizer, prompt, how.stop) for prompt in prompts]
     finish = lambda row, token: token not in ends and answers[row].add(token)
     drawn = generate_ids(model, prompts, how.sampling, max_new_tokens=how.max_new_tokens, seed=seeds, eos_ids=sorted(ends), finish=finish)
-    return [{"text": a.finish(), "ids": ids, "ended": ids[-1] in ends or a.stopped} for a, ids in zip(answers, drawn)]
+    return [{"text": a.finish().replace("\0", "\ufffd"), "ids": ids, "ended": ids[-1] in ends or a.stopped} for a, ids in zip(answers, drawn)]
 
 
 def different(answers: Sequence[Answered]) -> list[Answered]:

@@ -164,8 +164,8 @@ MUTANTS = [
     Mutant(
         name="generation_gives_sorted_prompts_the_unsorted_sets",
         file=GENERATE,
-        old="[sets[i] for i in some]",
-        new="list(sets)",
+        old="[values[i] for i in some] if values",
+        new="list(values) if values",
         test="tests/peft/test_rows.py",
     ),
     Mutant(
