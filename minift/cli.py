@@ -19,6 +19,7 @@ VERBS = {
     "dpo": "learn from pairs of a better and a worse answer: DPO, IPO, KTO, ORPO, SimPO and their kin",
     "grpo": "learn from rewards by comparing answers to one prompt: GRPO, RLOO, REINFORCE",
     "ppo": "learn from rewards with a second network that expects them",
+    "rlhf": "supervised fine-tuning, a reward model and PPO in one command: the path of InstructGPT",
     "methods": "the fine-tuning methods: what each trains, and its options",
     "compare": "measure every method on one task: memory, time, quality, forgetting",
     "rlaif": "let a judge compare a model's answers, and train on what it prefers",

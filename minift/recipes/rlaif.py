@@ -26,6 +26,7 @@ from minift.data.prompts import docstring_prompts, read_prompts
 from minift.errors import InputError, RunError
 from minift.evaluate.scoring import load_scorer
 from minift.files import write_text
+from minift.recipes.docstrings import spread
 from minift.recipes.loading import load_base, use_template
 from minift.recipes.objectives import ObjectiveConfig
 from minift.recipes.report import markdown_table
@@ -60,7 +61,7 @@ class Config(ObjectiveConfig, RunConfig):
     pairs: int | None = None
     """At most so many pairs of a prompt's answers are judged; none: all K (K - 1) / 2."""
     limit: int | None = None
-    """Only the first prompts."""
+    """Only so many prompts, evenly spread over all."""
     temperature: float = 1.0
     """Logits are divided by it before a token is drawn."""
     top_k: int | None = None
@@ -204,9 +205,9 @@ def report(counts: Tally, faults: dict[str, int], right: tuple[int, int, int] | 
 def _asked(config: Config) -> list[Asked]:
     prompts = docstring_prompts("train") if config.data == ("pydocs",) else read_prompts(config.data, columns=config.columns)
     found = [Asked(prompt.row, prompt.fields) for prompt in prompts]
-    if not found[: config.limit]:
+    if not found or (config.limit is not None and config.limit < 1):
         raise InputError(f"--limit {config.limit} leaves no prompt")
-    return found[: config.limit]
+    return found if config.limit is None else spread(found, config.limit)
 
 
 def _following(config: Config):
