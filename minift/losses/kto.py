@@ -15,11 +15,11 @@ from torch import Tensor
 def kto(
     policy: Tensor, ref: Tensor, desirable: Tensor, kl: Tensor, *, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
 ) -> tuple[Tensor, int]:
-    """policy, ref (B,), desirable (B,) bool, kl: the scalar z. Eqs. 7 and 8 of the paper."""
+    """policy, ref (B,), desirable (B,) bool, kl: the scalar z. The paper's L_KTO, without the constant lambda_y that it adds."""
     gain = policy - ref                                                                          # (B,)
     better = torch.where(desirable, gain - kl, kl - gain)
-    weight = torch.where(desirable, desirable_weight, undesirable_weight)
-    return (weight * (1 - torch.sigmoid(beta * better))).sum(), gain.numel()
+    losses = 1 - torch.sigmoid(beta * better)
+    return torch.where(desirable, desirable_weight * losses, undesirable_weight * losses).sum(), gain.numel()
 
 
 def kto_kl(policy_mismatched: Tensor, ref_mismatched: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def dpo(policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_
 def cdpo(
     policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float = 0.1, label_smoothing: float
 ) -> tuple[Tensor, int]:
-    """Conservative DPO (Mitchell 2023, "A note on DPO with noisy preferences", eq. 3): least at m = log((1 - e) / e)."""
+    """Conservative DPO (Mitchell 2023, "A note on DPO with noisy preferences & relationship to IPO"): least at m = log((1 - e) / e)."""
     _share(label_smoothing)
     m = beta * ((policy_chosen - policy_rejected) - (ref_chosen - ref_rejected))
     return -((1 - label_smoothing) * F.logsigmoid(m) + label_smoothing * F.logsigmoid(-m)).sum(), m.numel()
@@ -38,7 +38,7 @@ def cdpo(
 def robust(
     policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float = 0.1, label_smoothing: float
 ) -> tuple[Tensor, int]:
-    """Eq. 11 of Chowdhury et al. 2024, arXiv:2403.00409: its mean over labels flipped with probability e is DPO's loss on true ones."""
+    """Chowdhury et al. 2024, arXiv:2403.00409: its mean over labels flipped with probability e is DPO's loss on true ones."""
     _share(label_smoothing)
     m = beta * ((policy_chosen - policy_rejected) - (ref_chosen - ref_rejected))
     losses = ((1 - label_smoothing) * F.logsigmoid(m) - label_smoothing * F.logsigmoid(-m)) / (1 - 2 * label_smoothing)
@@ -56,7 +56,7 @@ def ipo(
 
 
 def hinge(policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float = 0.1) -> tuple[Tensor, int]:
-    """Zhao et al. 2023 (SLiC-HF, arXiv:2305.10425, eq. 1), with the reference's log-probabilities taken off as in DPO."""
+    """Zhao et al. 2023 (SLiC-HF, arXiv:2305.10425), with the reference's log-probabilities taken off as in DPO."""
     gain = (policy_chosen - policy_rejected) - (ref_chosen - ref_rejected)
     return torch.relu(1 - beta * gain).sum(), gain.numel()
 

@@ -27,7 +27,7 @@ def simpo(
 def cpo(
     policy_chosen: Tensor, policy_rejected: Tensor, chosen_tokens: Tensor, rejected_tokens: Tensor, *, beta: float = 0.1, sft_weight: float = 1.0
 ) -> tuple[Tensor, int]:
-    """Eq. 6 of Xu et al. 2024, arXiv:2401.08417: DPO with a uniform reference, and the chosen answer's own loss. Takes no account of the
+    """Xu et al. 2024, arXiv:2401.08417 (their L_prefer + L_NLL): DPO with a uniform reference, and the chosen answer's own loss. Takes no account of the
     rejected answer's length (`rejected_tokens` is there so that the three are called alike)."""
     losses = -F.logsigmoid(beta * (policy_chosen - policy_rejected)) - sft_weight * policy_chosen / chosen_tokens
     return losses.sum(), losses.numel()
