@@ -25,6 +25,10 @@ from minift.sampling import Sampling, adjust, choose, penalize, row_seeds
 from minift.tokenizer import StreamDecoder, Tokenizer
 
 
+LEAVE = 7 / 8
+"""Ended rows leave a batch together, as soon as at most this share of it is still running."""
+
+
 def position_limit(model: Transformer) -> int | float:
     """How many tokens of text a row can hold, virtual tokens taken off: learned positions end, rotary ones and ALiBi do not (though
     quality does)."""
@@ -58,7 +62,7 @@ def steps(
         seen[row, token_ids[row, : len(prompt)]] = True
     lengths, token_ids, seen = lengths.to(device), token_ids.to(device), seen.to(device)
     dice = [torch.Generator().manual_seed(seed) for seed in seeds]
-    rows = list(range(len(prompts)))
+    rows, ended = list(range(len(prompts))), set()
     was_training = model.training
     answering = lambda: contextlib.nullcontext() if sets is None else answered_by(model, [sets[row] for row in rows])
     model.eval()
@@ -77,14 +81,16 @@ def steps(
             chosen = choose(logits, sampling, dice)                                                # (B,)
             if supports is not None:
                 for row, bits in zip(rows, pack_support(adjust(logits, sampling) > float("-inf"))):
-                    supports[row].append(bits)
+                    if row not in ended:
+                        supports[row].append(bits)
             tokens = chosen.tolist()
-            yield list(zip(rows, tokens))
+            yield [(row, token) for row, token in zip(rows, tokens) if row not in ended]
             full = (cache.lengths - cache.virtual >= limit).tolist()
-            going = [i for i, row in enumerate(rows) if not (tokens[i] in eos_ids or row in finished or full[i])]
+            ended |= {row for i, row in enumerate(rows) if tokens[i] in eos_ids or row in finished or full[i]}
+            going = [i for i, row in enumerate(rows) if row not in ended]
             if not going or step == max_new_tokens - 1:
                 return
-            if len(going) < len(rows):
+            if len(going) <= LEAVE * len(rows) or any(full):                                       # moving the others up costs, too
                 rows, dice = [rows[i] for i in going], [dice[i] for i in going]
                 kept = torch.tensor(going, device=device)
                 cache.keep_rows(kept)

@@ -52,5 +52,9 @@ class KVCache:
         return self.keys[layer][:, :, : self.filled], self.values[layer][:, :, : self.filled]
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Drop all rows but these (int64 indices): the finished ones cost nothing from here on."""
-        self.keys, self.values, self.lengths = self.keys[:, rows], self.values[:, rows], self.lengths[rows]
+        """Drop all rows but these (int64 indices): the finished ones cost nothing from here on. What is kept moves up inside the same memory."""
+        n = len(rows)
+        for stored in (self.keys, self.values):
+            for layer in range(len(stored)):
+                stored[layer, :n, :, : self.filled] = stored[layer, rows, :, : self.filled]
+        self.keys, self.values, self.lengths = self.keys[:, :n], self.values[:, :n], self.lengths[rows]
