@@ -62,7 +62,7 @@ def roll_out(
     max_new_tokens: int,
     seed: int,
     eos_ids: Sequence[int],
-    batch_size: int = 256,
+    batch_size: int = 64,
 ) -> Rollout:
     """G = `group` answers to each of P prompts, drawn from the model as it is. seed: of all draws; the same model gives the same answers."""
     if sampling.temperature == 0:
