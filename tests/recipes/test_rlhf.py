@@ -85,14 +85,14 @@ def test_own_answers_need_own_preferences(minift, files, small_model):
 
 
 def test_the_docstring_task_needs_no_file_and_is_judged_by_its_true_rule(minift, tmp_path, small_model, monkeypatch):
-    """On forty functions, with a rule that a model of random weights keeps half the time: an even number of characters."""
-    few = lambda found: lambda split, packages=(): found(split, ("matplotlib",))[:40]
+    """On a hundred functions, with a rule that a model of random weights keeps half the time: an even number of characters."""
+    few = lambda found: lambda split, packages=(): found(split, ("matplotlib",))[:120]
     monkeypatch.setattr(rlhf, "pairs", few(rlhf.pairs))
     for place in (rlhf, rlaif, on_policy_start):
         monkeypatch.setattr(place, "docstring_prompts", few(docstring_prompts))
     for place in (rlhf, builtin_rewards):
         monkeypatch.setattr(place, "is_pep257", lambda text: len(text) % 2 == 0)
-    small = [*SMALL[:-2], "--new-tokens", 30, "--drawn", 40, "--judged", 20, "--temperature", 1.0, "--model", small_model]
+    small = [*SMALL[:-2], "--new-tokens", 60, "--drawn", 120, "--judged", 20, "--temperature", 1.0, "--model", small_model]
     status, said, complaints = minift("rlhf", *small, "--out", tmp_path / "run")
     assert status == 0, complaints
     numbers = json.loads((tmp_path / "run" / "stages.json").read_text())
