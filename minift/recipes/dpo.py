@@ -6,7 +6,7 @@ Log-probabilities are sums over an answer's tokens given the prompt. Eleven loss
 recipes/objectives.py, docs/preference_losses.md). p_ref is the model before training, computed once (recipes/reference.py).
 Each pair is one row: the prompt, then both answers, which do not see each other (data/branches.py): the prompt is run once. Only places
 that predict an answer meet the output head, and loss and gradient go through it together (losses/logprobs.py).
-Watch the two log-probabilities apart (dpo.png): the loss only sees their difference, and both may fall.
+Watch the two log-probabilities apart (preferences.png): the loss only sees their difference, and both may fall.
 Rows come from files of any known preference format (data/preferences.py); some are held out by a hash of their question.
 Papers: DPO arXiv:2305.18290, others beside their losses. Proved in tests/recipes/test_dpo.py, against trl in tests/parity/test_trl_dpo.py.
 Left out: answers that share more than the prompt, several rejected answers to one chosen."""
@@ -14,7 +14,6 @@ Left out: answers that share more than the prompt, several rejected answers to o
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -31,10 +30,10 @@ from minift.losses.logprobs import per_answer
 from minift.models.transformer import Transformer
 from minift.peft.training import after_step, penalty, settled
 from minift.recipes.loading import use_template
-from minift.recipes.objectives import REFERENCE_FREE, Answers, ObjectiveConfig, check, objective, rewards
+from minift.recipes.objectives import REFERENCE_FREE, Answers, ObjectiveConfig, beta_of, check, objective, rewards
 from minift.recipes.preference_rows import Rows, read_rows
 from minift.recipes.preference_plots import draw_preferences
-from minift.recipes.reference import base_of, reference_sums
+from minift.recipes.reference import base_of, keeps_base, named_file, reference_sums
 from minift.recipes.report import draw_loss, write_samples
 from minift.recipes.tuning import RunConfig, choose_parameters, loaded_in, with_rate, write_result
 from minift.train.answers import logprobs_of_answers, loss_of_answers
@@ -45,7 +44,12 @@ from minift.train.run import open_run
 
 @dataclass(frozen=True, kw_only=True)
 class Config(ObjectiveConfig, RunConfig):
-    """Fine-tune a model on pairs of a better and a worse answer."""
+    """Fine-tune a model on pairs of a better and a worse answer (DPO and ten losses of its kind); with --loss kto on single answers called
+    good or bad.
+
+    A row of a file: {"prompt": "The capital of Peru is", "chosen": " Lima.", "rejected": " a city."}
+    Or, for kto: {"prompt": "The capital of Peru is", "completion": " Lima.", "label": true}
+    In --out come the adapter, samples.md, loss.png, and preferences.png, which shows both answers' log-probabilities apart."""
 
     data: tuple[str, ...]
     """Files or globs: JSONL, JSON or CSV with chosen and rejected answers (with a prompt, an instruction, or the whole conversations);
@@ -84,34 +88,36 @@ def run(config: Config, quiet: bool = False) -> Result:
     use_template(tokenizer, [*train_rows.questions, *valid_rows.questions], config.template)
     train_set, valid_set = (rows.examples(tokenizer, config.max_length) for rows in (train_rows, valid_rows))
     choose_parameters(model, config, tokenizer)
-    refuse_too_long([*train_set.trees, *valid_set.trees], model)
+    every, referred = [*train_set.trees, *valid_set.trees], config.loss not in REFERENCE_FREE and not config.live_reference
+    refuse_too_long(every, model)
+    refuse_lost_reference(model, config)
+    named = named_file(config.reference, every) if referred else None
     folder = open_run(config.out, "dpo", config, config.overwrite, config.resume)
     say = (lambda text: None) if quiet else print
     say("\n".join([*train_set.lines("to train on"), *valid_set.lines("held out")]))
 
     references = None
-    if config.loss not in REFERENCE_FREE and not config.live_reference:
-        every = [*train_set.trees, *valid_set.trees]
-        found = reference_sums(model, every, config.reference, folder, config.batch_tokens, config.precision)
+    if referred:
+        found = reference_sums(model, every, config.reference, folder, config.batch_tokens, config.precision) if named is None else named
         references = found.split([sum(len(tree.answers) for tree in part.trees) for part in (train_set, valid_set)])
     train, valid = (Pairs(part, None if references is None else references[i], model.can_branch()) for i, part in enumerate((train_set, valid_set)))
     loss = PairLoss(config)
 
-    asked = [(row, ids) for row, ids in islice(((row, prompt_ids(row, tokenizer)) for row in valid_rows.questions), config.samples) if len(ids) < position_limit(model)]
+    asked = [(row, ids) for row in valid_rows.samples(config.samples) if len(ids := prompt_ids(row, tokenizer)) < position_limit(model)]
     answer = lambda: generate(model, tokenizer, [ids for _, ids in asked], max_new_tokens=config.new_tokens) if asked else []
     with base_of(model):
         said_before = answer()
     before = evaluate(model, valid, loss, config)
     epoch = lambda number: train.batches(config.batch_tokens, config.seed + number, config.batching == "bucketed")
     tell, counts, measure = partial(after_step, model), partial(settled, model), lambda: evaluate(model, valid, loss, config)
-    outcome = fit(model, epoch, loss, config, folder, measure, config.resume, quiet, tell, counts, loss.taken, unit="pairs")
+    outcome = fit(model, epoch, loss, config, folder, measure, config.resume, quiet, tell, counts, loss.taken, unit=loss.unit)
     after, said_after = evaluate(model, valid, loss, config), answer()
 
     written = write_result(model, tokenizer, config, folder, base=config.model)
-    draw_loss(folder, f"Held-out loss {before['loss']:.3f} → {after['loss']:.3f}", before["loss"], ylabel=f"{config.loss} loss, each pair")
-    draw_preferences(folder, before)
+    draw_loss(folder, f"Held-out loss {before['loss']:.3f} → {after['loss']:.3f}", before["loss"], ylabel=f"{config.loss} loss, mean over {loss.unit}")
+    draw_preferences(folder, before, None if config.loss in REFERENCE_FREE else beta_of(config), labelled=config.loss == "kto")
     write_samples(folder, [row for row, _ in asked], said_before, said_after)
-    say(f"held-out loss {before['loss']:.3f} -> {after['loss']:.3f}, {after['accuracy']:.0%} of the pairs ranked right; "
+    say(f"held-out loss {before['loss']:.3f} -> {after['loss']:.3f}, {after['accuracy']:.0%} of the {loss.unit} ranked right; "
         f"log p of chosen {before['chosen']:.1f} -> {after['chosen']:.1f}, of rejected {before['rejected']:.1f} -> {after['rejected']:.1f}; written: {written}")
     return Result(before, after, outcome, written)
 
@@ -140,6 +146,7 @@ class PairLoss:
 
     def __init__(self, config: Config):
         self.config, self.objective = config, objective(config)
+        self.unit = "answers" if config.loss == "kto" else "pairs"
         self.seen: list[dict[str, float]] = []
 
     def __call__(self, model: nn.Module, batch: TreeBatch) -> tuple[Tensor, int]:
@@ -169,9 +176,10 @@ class PairLoss:
             chosen, rejected = ([values[0::2][mask] for values in (reward, policy)] for mask in (a.desirable, ~a.desirable))
         else:
             chosen, rejected = ([values[i::2] for values in (reward, policy)] for i in (0, 1))
-        right = (reward[0::2] > 0) == a.desirable if self.config.loss == "kto" else chosen[0] > rejected[0]
+        lead = torch.where(a.desirable, reward[0::2], -reward[0::2]) if self.config.loss == "kto" else chosen[0] - rejected[0]
+        right = (lead.sign() + 1) / 2                                                                   # a tie, as before the first step, is half right
         self.seen.append({
-            "loss": loss, "right": right.sum().item(), "pairs": len(right), "chosens": len(chosen[0]), "rejecteds": len(rejected[0]),
+            "loss": loss, "right": right.sum().item(), "pairs": len(lead), "chosens": len(chosen[0]), "rejecteds": len(rejected[0]),
             "reward_chosen": chosen[0].sum().item(), "reward_rejected": rejected[0].sum().item(),
             "chosen": chosen[1].sum().item(), "rejected": rejected[1].sum().item(),
         })  # fmt: skip
@@ -211,7 +219,13 @@ def refuse_without_effect(config: Config) -> None:
         raise InputError(f"--loss {config.loss} has no reference: leave --reference and --live-reference out")
     if config.live_reference and config.reference != Config.reference:
         raise InputError("--live-reference is the model with its adapters off; a reference named with --reference is computed once: leave one out")
-    if config.live_reference and config.method in ("full", "last"):
+    if Path(config.reference).resolve().is_relative_to(config.out.resolve()) and config.reference != Config.reference:
+        raise InputError(f"--reference {config.reference} lies in {config.out}, the folder of this run: name another folder with --out")
+
+
+def refuse_lost_reference(model: Transformer, config: Config) -> None:
+    """A live reference needs the model's own weights as they were."""
+    if config.live_reference and not keeps_base(model):
         raise InputError(f"--method {config.method} trains the model's own weights, so there is no reference left to run live: leave --live-reference out")
 
 

@@ -3,6 +3,7 @@
 A batch holds pairs, their answers one after another: chosen, rejected, chosen, rejected ... For KTO, which has no pairs, a row's second
 answer is another row's: what the KL term is estimated on. Proved in tests/recipes/test_dpo.py."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -69,9 +70,10 @@ def check(config: ObjectiveConfig) -> None:
             raise InputError(f"--{name.replace('_', '-')} is an option of --loss {', '.join(losses)}, not of {config.loss}: leave it out")
     if config.loss in ("cdpo", "robust") and not 0 < config.label_smoothing < 0.5:
         raise InputError(f"--label-smoothing is {config.label_smoothing}: --loss {config.loss} wants more than 0 and less than 0.5 (none of it is plain dpo)")
-    for name in ("beta", "desirable_weight", "undesirable_weight"):
-        if getattr(config, name) is not None and not getattr(config, name) > 0:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}: wanted more than 0")
+    for name in ("beta", "desirable_weight", "undesirable_weight", "sft_weight", "gamma"):
+        value, may_be_0 = getattr(config, name), name in ("sft_weight", "gamma")
+        if value is not None and not (0 < value < math.inf or may_be_0 and value == 0):
+            raise InputError(f"--{name.replace('_', '-')} is {value}: wanted {'0 or more' if may_be_0 else 'more than 0'}")
 
 
 def beta_of(config: ObjectiveConfig) -> float:

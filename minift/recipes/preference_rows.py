@@ -51,6 +51,11 @@ class Read:
         """A row of each, for its prompt."""
         return [pair.chosen if isinstance(pair, Pair) else pair.row for pair in self.pairs]
 
+    def samples(self, count: int) -> list[Row]:
+        """The first rows with different questions; of labelled answers the desirable ones if there are any."""
+        good = [pair.row for pair in self.pairs if isinstance(pair, Labelled) and pair.desirable]
+        return list({row.question: row for row in reversed(good or self.questions)}.values())[::-1][:count]
+
     def examples(self, tokenizer: Tokenizer, max_length: int | None) -> Rows:
         if isinstance(self.pairs[0], Pair):
             built, report = build_pairs(self.pairs, tokenizer, max_length=max_length)
@@ -58,7 +63,7 @@ class Read:
             known = None if all(margin is None for margin in margins) else torch.tensor([margin or 0.0 for margin in margins])
             return Rows([tree for tree, _ in built], known, None, report, self.found)
         labelled, report = build_labelled(self.pairs, tokenizer, max_length=max_length)
-        trees = with_others([tree for tree, _ in labelled])
+        trees = with_others([tree for tree, _ in labelled], max_length)
         return Rows(trees, None, torch.tensor([desirable for _, desirable in labelled]), report, self.found)
 
 
@@ -76,12 +81,15 @@ def read_rows(
     return Read(rows, found), Read(*read(eval_data, columns=columns))
 
 
-def with_others(trees: Sequence[Tree]) -> list[Tree]:
-    """To each tree's one answer the next one's that has another prompt (trap 21). Raises InputError if there is only one prompt."""
+def with_others(trees: Sequence[Tree], max_length: int | None = None) -> list[Tree]:
+    """To each tree's one answer the next one's that has another prompt (trap 21), as much of it as max_length leaves room for.
+
+    Raises InputError if there is only one prompt."""
     if len({tuple(tree.prompt) for tree in trees}) < 2:
         raise InputError(f"KTO's KL term needs answers of other prompts, and here is one prompt ({len(trees)} rows): give at least 2 on each side of the split")
     found = []
     for i, tree in enumerate(trees):
         other = next(trees[(i + step) % len(trees)] for step in range(1, len(trees)) if trees[(i + step) % len(trees)].prompt != tree.prompt)
-        found.append(Tree(tree.prompt, [tree.answers[0], other.answers[0]]))
+        room = None if max_length is None else max_length - len(tree.prompt)
+        found.append(Tree(tree.prompt, [tree.answers[0], other.answers[0][:room]]))
     return found

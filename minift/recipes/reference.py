@@ -10,6 +10,7 @@ Proved in tests/recipes/test_dpo.py (trap 18)."""
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from minift.data.branches import Tree, batches_of_trees, rows_of
 from minift.errors import InputError
 from minift.losses.logprobs import per_answer
 from minift.models.transformer import Transformer
-from minift.peft.attach import names
+from minift.peft.attach import names, state_of
 from minift.train.answers import logprobs_of_answers
 from minift.train.precision import Precision, autocast
 
@@ -53,13 +54,10 @@ def sums(model: Transformer, trees: Sequence[Tree], tokens: int, precision: Prec
 def reference_sums(model: Transformer, trees: Sequence[Tree], name: str, folder: Path, tokens: int, precision: Precision) -> Tensor:
     """`sums` under the reference called `name`, from folder/reference.safetensors if it is there, else computed and put there.
 
-    name: "base", the model as it is before training (with its adapters off, if it has any); a checkpoint folder; or the
-    reference.safetensors of another run on the same answers."""
-    file, mark = folder / FILE, _mark(trees)
-    if Path(name).is_file():
-        return _read(Path(name), mark)
+    name: "base", the model as it is before training (with its adapters off, if it has any), or a checkpoint folder."""
+    file = folder / FILE
     if file.exists():
-        return _read(file, mark)
+        return _read(file, trees)
     if name == "base":
         with base_of(model):
             found = sums(model, trees, tokens, precision)
@@ -71,24 +69,42 @@ def reference_sums(model: Transformer, trees: Sequence[Tree], name: str, folder:
         found = sums(other, trees, tokens, precision)
     if not torch.isfinite(found).all():
         raise InputError(f"the reference {name} gives {int((~torch.isfinite(found)).sum())} answers no finite probability: is its checkpoint damaged?")
-    save_file({"logprobs": found}, file, metadata={"answers": mark, "reference": name})
+    aside = file.with_name(f".{FILE}.writing")                                          # a run that is killed here leaves no half a file
+    save_file({"logprobs": found}, aside, metadata={"answers": _mark(trees), "reference": name})
+    os.replace(aside, file)
     return found
+
+
+def named_file(name: str, trees: Sequence[Tree]) -> Tensor | None:
+    """The log-probabilities in the file called `name`, another run's reference.safetensors; None if `name` is "base" or a checkpoint folder.
+
+    Raises InputError if the file is of other answers, or if there is no such file or folder."""
+    if name == "base":
+        return None
+    if Path(name).is_file():
+        return _read(Path(name), trees)
+    folders.locate(name)
+    return None
 
 
 def base_of(model: Transformer) -> contextlib.AbstractContextManager:
     """The model without what trains; a method that trains the model's own weights has not begun yet, and is the base itself."""
-    frozen = names(model) and not any(getattr(method, "keep_base", True) is False for method in model._peft.sets.values())
-    return peft.disabled(model) if frozen else contextlib.nullcontext()
+    return peft.disabled(model) if keeps_base(model) else contextlib.nullcontext()
+
+
+def keeps_base(model: Transformer) -> bool:
+    """Do the model's own weights stay what they were, beside what trains?"""
+    return bool(names(model)) and all(getattr(method, "keep_base", True) for method in state_of(model).sets.values())
 
 
 def _mark(trees: Sequence[Tree]) -> str:
     return hashlib.sha256(json.dumps([[tree.prompt, tree.answers] for tree in trees]).encode()).hexdigest()
 
 
-def _read(file: Path, mark: str) -> Tensor:
+def _read(file: Path, trees: Sequence[Tree]) -> Tensor:
     try:
         with safe_open(file, "pt") as opened:
-            if (opened.metadata() or {}).get("answers") != mark:
+            if (opened.metadata() or {}).get("answers") != _mark(trees):
                 raise InputError(f"{file} holds the reference of other answers: delete it, or name the model with --reference")
             return opened.get_tensor("logprobs")
     except SafetensorError as error:
