@@ -173,7 +173,7 @@ is made less likely. 0 is anything below 0.00005.
   it compares sums, and the longer answer is behind by its length. Where means are taken, the push is shared by more tokens: IPO, SimPO and ORPO push the longer
   answer's log p a quarter as hard.
 - *ORPO is mostly imitation*: nearly all of its push on the chosen answer is w / |c|, SFT's own.
-- *IPO's gradients are the largest by far*, for its target is far: a learning rate that suits another loss does not suit it.
+- *IPO's gradients are the largest until its target is near* ("over-fit"): a learning rate that suits another loss does not suit it.
 
 Conventions: DPO and its kin take sums, IPO means, as its authors do (tests/losses/test_preference.py); the chosen answer's own loss in CPO and ORPO is a
 mean over its tokens, then over pairs, where trl takes all tokens of a batch, and for ORPO the prompt's too (tests/parity/test_trl_preference.py). trl's

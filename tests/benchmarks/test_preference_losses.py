@@ -61,3 +61,10 @@ def test_length_is_seen_by_cpo_alone_and_means_share_their_push():
 
 def test_orpo_is_mostly_imitation():
     assert 0.9 < 0.1 / up("orpo", "start") < 1
+
+
+def test_ipo_pulls_hardest_until_its_target_is_near():
+    pull = lambda name, situation: max(abs(value) for value in FOUND[name][situation][1:])
+    for pair in PAIRS:
+        others = max(pull(name, pair.name) for name in FOUND if name != "ipo")
+        assert (pull("ipo", pair.name) > 3 * others) == (pair.name != "over-fit")
