@@ -46,7 +46,7 @@ class Config(ObjectiveConfig, RunConfig):
     """Let a judge compare a model's answers, and train on what it prefers."""
 
     data: tuple[str, ...]
-    """Files or globs with prompts (answers in them are not looked at); or "pydocs": the signatures of the standard library's functions."""
+    """Files or globs with prompts (answers in them are not looked at); or "pydocs": signatures of Python's own, numpy's and torch's functions."""
     judge: str
     """likelihood:MODEL or verdict:MODEL, a checkpoint folder or "base"; the URL of an OpenAI-compatible endpoint, as in
     http://127.0.0.1:8000/v1; or a reward: pep257, length:N, regex:PATTERN, numeric, file.py:function, a reward model's folder."""

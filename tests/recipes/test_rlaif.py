@@ -6,6 +6,8 @@ import pytest
 
 from minift import load
 from minift.data.examples import prompt_ids
+from minift.data.preferences import read_pairs
+from minift.data.prompts import docstring_prompts
 from minift.data.sources import Row
 from minift.errors import InputError, RunError
 from minift.generate import generate
@@ -174,6 +176,17 @@ def test_a_chats_preferences_are_lists_of_messages():
     assert turns[0]["content"] == "Hi"
 
 
+def test_what_is_written_is_read_back_as_the_same_pairs_texts_and_chats(tmp_path):
+    turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"})
+    for number, row in enumerate([Row("messages", "x", messages=turns), Row("prompt/completion", "x", prompt="The object")]):
+        pair = (Answered("", " One", row), Answered("", " Two\u2028!", row))
+        file = tmp_path / f"{number}.jsonl"
+        file.write_text(json.dumps(preference(pair, Decision("agreed", ("B", "A"), 1), "j"), ensure_ascii=False) + "\n", encoding="utf-8")
+        [read], found = read_pairs(file)
+        assert (read.chosen.answer, read.rejected.answer, read.question) == (" Two\u2028!", " One", row.question)
+        assert not found.ties and not found.without_answer
+
+
 # ---------------------------------------------------------------------------------------------------------------- what follows
 
 
@@ -225,6 +238,7 @@ def test_options_without_effect_and_judges_that_do_not_exist_are_refused_before_
     assert not config().out.exists()
 
 
-def test_pydocs_are_the_signatures_of_training_modules(config):
+def test_pydocs_are_the_signatures_of_training_modules(config, monkeypatch):
+    monkeypatch.setattr(rlaif, "docstring_prompts", lambda split: docstring_prompts(split, ("python",)) if split == "train" else pytest.fail(split))
     asked = rlaif._asked(config(data=("pydocs",), limit=3))
-    assert len(asked) == 3 and all(row.prompt.endswith('"""') and row.answer for row, _ in asked)
+    assert len(asked) == 3 and all(row.prompt.endswith('"""') and fields["answer"] == row.answer for row, fields in asked)
