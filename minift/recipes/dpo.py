@@ -33,7 +33,7 @@ from minift.recipes.loading import use_template
 from minift.recipes.objectives import REFERENCE_FREE, Answers, ObjectiveConfig, beta_of, check, objective, rewards
 from minift.recipes.preference_rows import Rows, read_rows
 from minift.recipes.preference_plots import draw_preferences
-from minift.recipes.reference import base_of, keeps_base, named_file, reference_sums
+from minift.recipes.reference import base_of, keeps_base, named_file, reference_sums, set_dropout
 from minift.recipes.report import draw_loss, write_samples
 from minift.recipes.tuning import RunConfig, choose_parameters, loaded_in, with_rate, write_result
 from minift.train.answers import logprobs_of_answers, loss_of_answers
@@ -88,6 +88,8 @@ def run(config: Config, quiet: bool = False) -> Result:
     use_template(tokenizer, [*train_rows.questions, *valid_rows.questions], config.template)
     train_set, valid_set = (rows.examples(tokenizer, config.max_length) for rows in (train_rows, valid_rows))
     choose_parameters(model, config, tokenizer)
+    dropout = model.config.dropout
+    set_dropout(model, 0.0)
     every, referred = [*train_set.trees, *valid_set.trees], config.loss not in REFERENCE_FREE and not config.live_reference
     refuse_too_long(every, model)
     refuse_lost_reference(model, config)
@@ -113,6 +115,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     outcome = fit(model, epoch, loss, config, folder, measure, config.resume, quiet, tell, counts, loss.taken, unit=loss.unit)
     after, said_after = evaluate(model, valid, loss, config), answer()
 
+    set_dropout(model, dropout)                                                                         # what is written has its own again
     written = write_result(model, tokenizer, config, folder, base=config.model)
     draw_loss(folder, f"Held-out loss {before['loss']:.3f} → {after['loss']:.3f}", before["loss"], ylabel=f"{config.loss} loss, mean over {loss.unit}")
     draw_preferences(folder, before, None if config.loss in REFERENCE_FREE else beta_of(config), labelled=config.loss == "kto")

@@ -1,7 +1,8 @@
 """The preference losses by name, on the answers of a batch: which log-probabilities each one takes (losses/preference.py has the formulas).
 
 A batch holds pairs, their answers one after another: chosen, rejected, chosen, rejected ... For KTO, which has no pairs, a row's second
-answer is another row's: what the KL term is estimated on. Proved in tests/recipes/test_dpo.py."""
+answer is another row's: what the KL term is estimated on. Each micro-batch has a KL term of its own, so for KTO, and for it alone, the
+step depends on how it is split (--batch-tokens, --accumulate). Proved in tests/recipes/test_dpo.py."""
 
 import math
 from collections.abc import Callable

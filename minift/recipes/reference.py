@@ -8,6 +8,7 @@ those who want to see it (--live-reference). The file knows which answers it is 
 Proved in tests/recipes/test_dpo.py (trap 18)."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from minift import peft
 from minift.data.branches import Tree, batches_of_trees, rows_of
 from minift.errors import InputError
 from minift.losses.logprobs import per_answer
-from minift.models.transformer import Transformer
+from minift.models.transformer import Block, Transformer
 from minift.peft.attach import names, state_of
 from minift.train.answers import logprobs_of_answers
 from minift.train.precision import Precision, autocast
@@ -95,6 +96,15 @@ def base_of(model: Transformer) -> contextlib.AbstractContextManager:
 def keeps_base(model: Transformer) -> bool:
     """Do the model's own weights stay what they were, beside what trains?"""
     return bool(names(model)) and all(getattr(method, "keep_base", True) for method in state_of(model).sets.values())
+
+
+def set_dropout(model: Transformer, share: float) -> None:
+    """The model's own dropout (GPT-2's folders say 0.1): none while preferences are learned, or a policy that equals its reference would not
+    have its log-probabilities (trap 18). A method's own dropout stays."""
+    model.config = dataclasses.replace(model.config, dropout=share)
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.dropout = share
 
 
 def _mark(trees: Sequence[Tree]) -> str:
