@@ -7,7 +7,7 @@
     pairs     four answers to each training prompt, drawn from the sft model at TEMPERATURE; one that keeps the rules against one that does not
     reward    a reward model from these pairs; held-out accuracy, and rank correlation with the rule on single answers
     best of n the sft model's answer that the reward model likes best among n
-    dpo       from the same pairs; ppo: against the reward model (the rule only watches); grpo: against the rule itself
+    dpo       from the same pairs; apo-zero: the same with another loss; ppo: against the reward model (the rule only watches); grpo: against the rule itself
     hacked    grpo without any price for distance, three times as long: what the rule rewards is not all that we want of a summary
 
 Judged on JUDGED functions of modules that no training has seen, one answer each, drawn at TEMPERATURE:
@@ -32,7 +32,7 @@ from benchmarks.alignment_report import write_page
 from benchmarks.measure import RESULTS, machine
 from minift import folder as folders
 from minift import peft
-from minift.data.branches import Tree, rows_of
+from minift.data.branches import rows_of
 from minift.data.examples import prompt_ids
 from minift.data.pep257 import is_pep257
 from minift.data.prompts import docstring_prompts
@@ -51,16 +51,20 @@ from minift.train.log import read_metrics
 TEMPERATURE, NEW_TOKENS, JUDGED = 0.8, 40, 400
 PROMPTS, DRAWN = 3000, 4
 """Training prompts that pairs are drawn from, and answers to each."""
-BEST_OF = (2, 4, 8, 16)
+BEST_OF = (2, 4, 8)
 LORA = dict(method="lora", rank=16, alpha=32.0)
 STEPS = dict(**LORA, data=("pydocs",), temperature=TEMPERATURE, new_tokens=NEW_TOKENS, warmup=0.1, schedule="constant")
 SETTINGS = {
-    "reward": dict(**LORA, lr=1e-3, epochs=2.0, center=0.01),
-    "dpo": dict(**LORA, lr=5e-4, epochs=2.0, beta=0.1, batch_tokens=4096),
-    "ppo": dict(**STEPS, lr=1e-3, max_steps=20, prompts=96, kl_coef=0.05, passes=4),
-    "grpo": dict(**STEPS, lr=1e-3, max_steps=20, prompts=16, group=8, kl_coef=0.02),
-    "hacked": dict(**STEPS, lr=1e-3, max_steps=60, prompts=16, group=8, kl_coef=0.0),
+    "reward": dict(**LORA, lr=1e-3, epochs=3.0, center=0.01),
+    "dpo": dict(**LORA, lr=5e-4, epochs=2.0, beta=0.5),
+    "apo-zero": dict(**LORA, loss="apo-zero", lr=5e-4, epochs=2.0, beta=0.3),
+    "ppo": dict(**STEPS, lr=1e-3, max_steps=16, prompts=64, kl_coef=0.15, passes=3),
+    "grpo": dict(**STEPS, lr=1e-3, max_steps=28, prompts=16, group=8, kl_coef=0.06),
+    "hacked": dict(**STEPS, lr=1e-3, max_steps=72, prompts=16, group=8, kl_coef=0.0),
 }
+
+
+PAIRED = ("dpo", "apo-zero")
 
 
 class Task:
@@ -91,9 +95,9 @@ class Task:
     @torch.no_grad()
     def distance(self, model, rollout) -> float:
         """The exact KL of the two next-token distributions at TEMPERATURE, summed over each answer."""
-        total = 0.0
-        for tree in rollout.trees:
-            batch = rows_of([Tree(tree.prompt, tree.answers)])
+        total, trees = 0.0, rollout.trees
+        for start in range(0, len(trees), 16):
+            batch = rows_of(trees[start : start + 16])
             logits = [
                 own.head(own.hidden(batch.token_ids, segments=batch.segments, branches=batch.branches).flatten(0, 1)[batch.places]) / TEMPERATURE
                 for own in (model, self.base)
@@ -154,15 +158,15 @@ def learn(task: Task, name: str, seed: int) -> dict:
     """One run of a recipe, judged."""
     out, began = task.work / f"{name}-{seed}", time.perf_counter()
     model = str(task.work / "sft" / "model")
-    if name == "dpo":
-        dpo.run(dpo.Config(**paths(task, out), seed=seed, **SETTINGS["dpo"]), quiet=True)
+    if name in PAIRED:
+        dpo.run(dpo.Config(**paths(task, out), seed=seed, **SETTINGS[name]), quiet=True)
     elif name == "ppo":
         rewards = {str(task.work / "reward"): 1.0, "pep257": 0.0}
         ppo.run(ppo.Config(model=model, out=out, rewards=rewards, overwrite=True, seed=seed, **SETTINGS["ppo"]), quiet=True)
     else:
         grpo.run(grpo.Config(model=model, out=out, rewards={"pep257": 1.0}, overwrite=True, seed=seed, **SETTINGS[name]), quiet=True)
     minutes = (time.perf_counter() - began) / 60
-    path = [] if name == "dpo" else [(line["step"], line["eval_kl"], line.get("eval_pep257", line["eval_reward"])) for line in read_metrics(out) if "eval_kl" in line]
+    path = [] if name in PAIRED else [(line["step"], line["eval_kl"], line.get("eval_pep257", line["eval_reward"])) for line in read_metrics(out) if "eval_kl" in line]
     return {"method": name, "seed": seed, "minutes": minutes, "path": path, **task.judge(task.tuned(out / "adapter"))}
 
 
@@ -195,11 +199,15 @@ def auc(scores, true) -> float:
     return fmean(float(g > b) + 0.5 * float(g == b) for g in good for b in bad)
 
 
+def keep(file: Path, found: dict) -> None:
+    file.write_text(json.dumps({**found, "machine": machine(), "settings": SETTINGS, "temperature": TEMPERATURE}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work", type=Path, default=Path("runs/alignment"))
-    parser.add_argument("--only", nargs="+", choices=["dpo", "ppo", "grpo", "hacked"], default=["dpo", "ppo", "grpo", "hacked"])
+    parser.add_argument("--only", nargs="+", choices=list(SETTINGS)[1:], default=list(SETTINGS)[1:])
     parser.add_argument("--fresh", action="store_true", help="train the sft model and the reward model again")
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
@@ -215,12 +223,14 @@ def main() -> None:
             found |= {"pairs": write_pairs(task), "reward": train_reward(task), "sft": task.judge(task.base)}
             found["best_of"] = {str(n): best_of(task, n) for n in BEST_OF}
             print(found["pairs"], found["reward"], found["sft"], found["best_of"], sep="\n", flush=True)
+            keep(file, found)
         for name in options.only:
             for seed in options.seeds[:1] if name == "hacked" else options.seeds:
                 run = learn(task, name, seed)
+                found = json.loads(file.read_text()) if file.exists() else found          # another process may have added to it
                 found["runs"] = [other for other in found["runs"] if (other["method"], other["seed"]) != (name, seed)] + [run]
                 print({key: value for key, value in run.items() if key != "path"}, flush=True)
-                file.write_text(json.dumps({**found, "machine": machine(), "settings": SETTINGS, "temperature": TEMPERATURE}, indent=1) + "\n")
+                keep(file, found)
     write_page(json.loads(file.read_text()))
 
 

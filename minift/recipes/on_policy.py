@@ -35,7 +35,7 @@ from minift.rl.reward_source import Answered, Source, ask
 from minift.rl.rollout import Rollout, roll_out
 from minift.sampling import Sampling
 from minift.tokenizer import Tokenizer
-from minift.train import checkpoint
+from minift.train import checkpoint, memory
 from minift.train.log import Log
 from minift.train.optim import learning_rate_factor, set_learning_rate
 
@@ -179,6 +179,7 @@ class Loop:
                     set_learning_rate(learner.optimizers, factor)
                     numbers, tokens = self.step(train, learner, step)
                     step += 1
+                    memory.give_back()
                     log.step(step, numbers.pop("loss"), config.lr * factor, numbers.pop("grad_norm", 0.0), tokens, numbers)
                     if step % every == 0 or step == steps:
                         after = self.evaluate(judged, learner, step)

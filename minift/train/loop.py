@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from minift.data.batches import Batch
 from minift.errors import InputError
-from minift.train import checkpoint
+from minift.train import checkpoint, memory
 from minift.train.log import Log
 from minift.train.optim import Schedule, adamw, adamw8bit, learning_rate_factor, muon, set_learning_rate
 from minift.train.precision import Precision, autocast
@@ -184,6 +184,8 @@ def fit(
                             save(best_file)
                 if step % (config.save_every or eval_every) == 0 or step == steps:
                     save(last)
+                if step % memory.EVERY == 0:
+                    memory.give_back()
                 if config.patience and bad >= config.patience:
                     stopped = "patience"
                     log.say(f"no better held-out loss in {bad} evaluations: stopped at step {step} of {steps}")
