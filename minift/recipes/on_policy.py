@@ -219,7 +219,7 @@ class Loop:
         G, found = rollout.group, []
         for i, (ids, ended) in enumerate(zip(rollout.answers, rollout.ended)):
             own = asked[i // G]
-            text = self.tokenizer.decode([token for token in ids if token not in self.ends])
+            text = self.tokenizer.decode([token for token in ids if token not in self.ends], continues=True)
             found.append(Answered(own.text, text, own.prompt.row, own.prompt.fields, ids, ended))
         scores = torch.tensor(ask(self.source, found))
         if self.config.unfinished is not None:
@@ -237,7 +237,7 @@ class Loop:
         reference = self.reference.logprobs(self.model, rollout, *self.how)
         if reference is not None:
             found["kl"] = per_answer(logprobs_of(self.model, rollout, *self.how) - reference, rollout.lengths).mean().item()
-        texts = [self.tokenizer.decode(ids) for ids in rollout.answers[:8]]
+        texts = [self.tokenizer.decode(ids, continues=True) for ids in rollout.answers[:8]]
         lines = [{"step": step, "prompt": a.text, "answer": text, "reward": score} for a, text, score in zip(judged, texts, scores.tolist())]
         with open(self.folder / "samples.jsonl", "a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
