@@ -6,13 +6,11 @@
 
 Both sides read the same base folder and the same adapter folder (written once by peft, every trained number moved off its start, so
 that every product counts), see the same batches of 8 x 256 random tokens, and take the same step: loss, backward, clip to norm 1,
-fused AdamW. Each side is a process of its own; they take turns, the order reversed every round, and only one computes at a time.
+fused AdamW. Each side is a process of its own; they take turns (benchmarks/turns.py).
 The losses of the first two steps are compared first; if they differ by more than AGREE, no speed is printed or stored for that row.
 The first step is not timed. A row is stored as soon as it is measured; --missing goes on where a run was stopped.
 
-CPU seconds are those of all threads of a process, which other programs on the machine change less; threads that wait do not spin
-(OMP_WAIT_POLICY=passive, for both). Peak memory is the largest resident set of the process, libraries included; beside it stands what
-training adds to the loaded model.
+Beside the peak memory of the process stands what training adds to the loaded model.
 Writes benchmarks/results/peft_step.json, docs/peft_speed.png and the table in docs/peft_speed.md."""
 
 import argparse
@@ -22,21 +20,21 @@ import os
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 
-from benchmarks.measure import RESULTS, machine
+from benchmarks.measure import RESULTS
+from benchmarks.turns import QUIET, Gate, Side, add, between_marks, faster, memory, read, turns
 
 SHAPES = {"15m": (288, 6, 6, 768), "110m": (768, 12, 12, 2048)}
 """hidden size, layers, heads, MLP width: LLaMA's form, embedding and head tied."""
 VOCABULARY, ROWS, LENGTH, SEED = 32_000, 8, 256, 0
 METHODS = ("lora", "dora", "ia3", "prefix")
+PACKAGES = ("transformers", "peft")
 AGREE = {"fp32": 1e-4, "bf16": 2e-2}
 """How far the two losses may lie apart, in nats: float32 rounds in another order; bf16 keeps 8 bits, and 2^-8 of a loss of 10 is 4e-2."""
 STEPS = {"15m": 2, "110m": 1}
 """Timed steps per turn."""
-DOCS = RESULTS.parents[1] / "docs"
+DOCS, FILE = RESULTS.parents[1] / "docs", RESULTS / "peft_step.json"
 SKELETON = dict(vocab_size=32_000, hidden_size=2048, layers=22, heads=32, kv_heads=4, mlp_size=5632)
 """1.1 billion parameters: the shape of TinyLlama."""
 
@@ -48,12 +46,6 @@ def batches(count: int = 8):
     import torch
 
     return torch.randint(8, VOCABULARY, (count, ROWS, LENGTH), generator=torch.Generator().manual_seed(SEED))
-
-
-def memory(kind: str) -> float:
-    """MiB of this process now (VmRSS) or at its largest (VmHWM), as Linux counts them."""
-    line = next(line for line in open("/proc/self/status") if line.startswith(kind))
-    return int(line.split()[1]) / 1024
 
 
 def step_of(model, loss, precision: str):
@@ -112,18 +104,12 @@ def ours(folder: Path, method: str, precision: str):
 SIDES = {"peft": theirs, "minift": ours}
 
 
-def serve(pipe, side: str, folder: Path, method: str, precision: str) -> None:
-    """A side's process: load, then take as many steps as asked, until told to stop."""
-    try:
-        step = SIDES[side](folder, method, precision)
-        pipe.send({"loaded": memory("VmRSS")})
-        while count := pipe.recv():
-            cpu, start = time.process_time(), time.perf_counter()
-            losses = [step() for _ in range(count)]
-            wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-            pipe.send({"losses": losses, "wall": wall / count, "cpu": cpu / count, "peak": memory("VmHWM")})
-    except Exception as error:
-        pipe.send({"error": f"{type(error).__name__}: {error}"})
+def run_side(gate: Gate, side: str, folder: Path, method: str, precision: str) -> None:
+    """A side's process."""
+    step = SIDES[side](folder, method, precision)
+    gate.open()
+    while True:
+        gate.tick(step())
 
 
 def write_start(folder: Path, shape: str, methods: list[str]) -> None:
@@ -210,59 +196,25 @@ def time_attach(pipe, side: str, folder: Path) -> None:
 # The one who asks
 
 
-class Side:
-    """A process that takes steps when asked."""
-
-    def __init__(self, spawn, side: str, *arguments):
-        self.pipe, other = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(other, side, *arguments), daemon=True)
-        self.process.start()
-        other.close()
-        self.turns: list[dict] = []
-
-    def answer(self) -> dict:
-        answer = self.pipe.recv()
-        if "error" in answer:
-            self.process.join()
-            raise RuntimeError(answer["error"])
-        return answer
-
-    def steps(self, count: int) -> dict:
-        self.pipe.send(count)
-        return self.answer()
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.join()
-
-
 def compare(spawn, folder: Path, shape: str, method: str, precision: str, rounds: int) -> dict:
     """One row: the two sides' medians and the medians of the ratios within a round. RuntimeError if a side fails or they disagree."""
-    sides = {name: Side(spawn, name, folder, method, precision) for name in SIDES}
+    sides = {name: Side(spawn, run_side, name, folder, method, precision) for name in SIDES}
     try:
-        loaded = {name: side.answer()["loaded"] for name, side in sides.items()}
-        losses = {name: side.steps(1)["losses"] for name, side in sides.items()}
-        for number in range(rounds):
-            for name in list(sides)[:: 1 if number % 2 else -1]:
-                sides[name].turns.append(sides[name].steps(STEPS[shape]))
-                losses[name] += sides[name].turns[-1]["losses"]
-            if number == 0:
-                first = {name: values[:2] for name, values in losses.items()}
-                apart = max(abs(a - b) for a, b in zip(*first.values()))
-                if not apart <= AGREE[precision]:
-                    raise RuntimeError(f"the losses differ by {apart:.1e}, allowed are {AGREE[precision]:.0e}: {first}")
+        for side in sides.values():
+            side.loaded()
+        for side in sides.values():
+            side.steps(1, timed=False)
+        turns(sides, 1, STEPS[shape])
+        first = {name: side.losses[:2] for name, side in sides.items()}
+        apart = max(abs(a - b) for a, b in zip(*first.values()))
+        if not apart <= AGREE[precision]:
+            raise RuntimeError(f"the losses differ by {apart:.1e}, allowed are {AGREE[precision]:.0e}: {first}")
+        turns(sides, rounds - 1, STEPS[shape], start=1)
         row: dict = {"losses": first, "apart": apart, "rounds": rounds}
         for name, side in sides.items():
-            row[name] = {
-                "tokens_per_s": round(ROWS * LENGTH / median(t["wall"] for t in side.turns)),
-                "ms": round(1000 * median(t["wall"] for t in side.turns)),
-                "cpu_s": round(median(t["cpu"] for t in side.turns), 3),
-                "peak_mib": round(side.turns[-1]["peak"]),
-                "added_mib": round(side.turns[-1]["peak"] - loaded[name]),
-            }
+            row[name] = {"tokens_per_s": round(ROWS * LENGTH / side.seconds()), **side.summary()}
         for kind in ("wall", "cpu"):
-            each = [their[kind] / our[kind] for their, our in zip(sides["peft"].turns, sides["minift"].turns)]
-            row[f"faster_{kind}"] = {"median": round(median(each), 2), "least": round(min(each), 2), "most": round(max(each), 2)}
+            row[f"faster_{kind}"] = faster(sides["peft"], sides["minift"], kind)
         return row
     finally:
         for side in sides.values():
@@ -282,20 +234,6 @@ def compare_attach(spawn) -> dict:
     return results
 
 
-def stored() -> dict:
-    file = RESULTS / "peft_step.json"
-    return json.loads(file.read_text()) if file.exists() else {"rows": {}}
-
-
-def store_part(change: dict) -> None:
-    """Add to the file, so that what is measured stays if the next row fails; each part names its machine."""
-    values = stored()
-    values["machine"] = {**machine(), "transformers": version("transformers"), "peft": version("peft")}
-    values["rows"].update(change.get("rows", {}))
-    values |= {key: value for key, value in change.items() if key != "rows"}
-    (RESULTS / "peft_step.json").write_text(json.dumps(values, indent=2) + "\n")
-
-
 def line(key: str, row: dict) -> str:
     shape, precision, method = key.split()
     our, their, faster, cpu = row["minift"], row["peft"], row["faster_wall"], row["faster_cpu"]
@@ -313,7 +251,7 @@ def report() -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    values = stored()
+    values = read(FILE)
     rows, page = values["rows"], DOCS / "peft_speed.md"
     order = [f"{s} {p} {m}" for p in AGREE for s in SHAPES for m in METHODS if f"{s} {p} {m}" in rows]
     on = values["machine"]
@@ -330,9 +268,7 @@ def report() -> None:
                   "| | attach | save | load | all three | peak MiB |", "|---|---|---|---|---|---|"]  # fmt: skip
         for name, part in (("peft", their), ("minift", our)):
             table.append(f"| {name} | {part['attach']:.2f} | {part['save']:.2f} | {part['load']:.2f} | {part['all']:.2f} | {part['peak_mib']:,} |")
-    before, _, rest = page.read_text().partition("<!-- table -->")
-    _, _, after = rest.partition("<!-- end of table -->")
-    page.write_text(f"{before}<!-- table -->\n" + "\n".join(table) + f"\n<!-- end of table -->{after}")
+    between_marks(page, table)
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")
     labels = [" ".join([key.split()[2], key.split()[0], *([] if "fp32" in key else ["bf16"])]) for key in order]
@@ -363,15 +299,15 @@ def main() -> None:
     options.add_argument("--attach", action="store_true", help="only attach, save and load")
     options.add_argument("--report", action="store_true", help="only the page and the picture")
     chosen = options.parse_args()
-    os.environ.update(OMP_WAIT_POLICY="passive", HF_HUB_OFFLINE="1", PYTHONWARNINGS="ignore", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    os.environ.update(QUIET)
     spawn = multiprocessing.get_context("spawn")
     if chosen.attach:
-        store_part({"attach": compare_attach(spawn)})
-        print(json.dumps(stored()["attach"], indent=2))
+        add(FILE, {"attach": compare_attach(spawn)}, PACKAGES)
+        print(json.dumps(read(FILE)["attach"], indent=2))
     elif not chosen.report:
         failed = False
         for shape in chosen.shapes:
-            wanted = [(p, m) for p in chosen.precision for m in chosen.methods if not (chosen.missing and f"{shape} {p} {m}" in stored()["rows"])]
+            wanted = [(p, m) for p in chosen.precision for m in chosen.methods if not (chosen.missing and f"{shape} {p} {m}" in read(FILE)["rows"])]
             if wanted:
                 failed |= not measure(spawn, shape, wanted, chosen.rounds)
         if failed:
@@ -396,7 +332,7 @@ def measure(spawn, shape: str, wanted: list[tuple[str, str]], rounds: int) -> bo
                 print(f"{key}: {error}", flush=True)
                 whole = False
                 continue
-            store_part({"rows": {key: row}})
+            add(FILE, {"rows": {key: row}}, PACKAGES)
             print(line(key, row), flush=True)
     return whole
 

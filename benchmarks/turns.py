@@ -1,0 +1,148 @@
+"""Systems that are compared live in processes of their own and take turns: only one computes at a time, the others wait.
+
+    Side(spawn, target, ...)  starts a process that runs target(gate, ...)
+    target:  load the model, gate.open(), then for every step that it takes gate.tick(loss)
+    turns(sides, rounds, steps)  every side takes `steps` steps a round, the order reversed from round to round
+
+A loop of ours calls `tick` after each step; a trainer that owns its loop calls it from its callback, which does not return until it is that
+side's turn again. A turn's wall clock and CPU seconds run from the word to go to the last tick. CPU seconds are those of all threads of the
+process, which other programs on the machine change less. Peak memory is the largest resident set of the process, libraries included.
+Proved in tests/benchmarks/test_preference_step.py."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.measure import machine
+
+QUIET = dict(OMP_WAIT_POLICY="passive", HF_HUB_OFFLINE="1", PYTHONWARNINGS="ignore", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false")
+"""The environment of every side: threads that wait do not spin, nothing is looked up on the network."""
+
+
+def memory(kind: str) -> float:
+    """MiB of this process now (VmRSS) or at its largest (VmHWM), as Linux counts them."""
+    line = next(line for line in open("/proc/self/status") if line.startswith(kind))
+    return int(line.split()[1]) / 1024
+
+
+class Gate:
+    """In a side's process: lets it take the steps of a turn, then tells what they cost and waits for the next turn."""
+
+    def __init__(self, pipe):
+        self.pipe, self.count = pipe, 0
+        self.losses: list[float] = []
+
+    def open(self) -> None:
+        """The model is loaded. Returns when it is this side's turn."""
+        self.pipe.send({"loaded": memory("VmRSS")})
+        self._wait()
+
+    def tick(self, loss: float) -> None:
+        """A step was taken. Returns at once, or when it is this side's turn again."""
+        self.losses.append(loss)
+        if len(self.losses) == self.count:
+            wall, cpu = time.perf_counter() - self.start, time.process_time() - self.cpu
+            self.pipe.send({"losses": self.losses, "wall": wall / self.count, "cpu": cpu / self.count, "peak": memory("VmHWM")})
+            self._wait()
+
+    def _wait(self) -> None:
+        self.count, self.losses = self.pipe.recv(), []
+        self.cpu, self.start = time.process_time(), time.perf_counter()
+
+
+def serve(pipe, target: Callable[..., None], *arguments: Any) -> None:
+    """A side's process, until it is told to stop."""
+    try:
+        target(Gate(pipe), *arguments)
+    except Exception as error:
+        pipe.send({"error": f"{type(error).__name__}: {error}"})
+
+
+class Side:
+    """A process that takes steps when asked. RuntimeError if it fails."""
+
+    def __init__(self, spawn, target: Callable[..., None], *arguments: Any):
+        self.pipe, other = spawn.Pipe()
+        self.process = spawn.Process(target=serve, args=(other, target, *arguments), daemon=True)
+        self.process.start()
+        other.close()
+        self.turns: list[dict] = []
+        self.losses: list[float] = []
+
+    def loaded(self) -> float:
+        """Waits for the model; MiB it holds."""
+        self.before = self._answer()["loaded"]
+        return self.before
+
+    def steps(self, count: int, timed: bool = True) -> None:
+        self.pipe.send(count)
+        turn = self._answer()
+        self.losses += turn["losses"]
+        if timed:
+            self.turns.append(turn)
+
+    def seconds(self) -> float:
+        """Of a step, wall clock, the median over the turns."""
+        return median(t["wall"] for t in self.turns)
+
+    def summary(self) -> dict[str, float]:
+        """Medians over the turns."""
+        peak = self.turns[-1]["peak"]
+        return {
+            "ms": round(1000 * self.seconds()), "cpu_s": round(median(t["cpu"] for t in self.turns), 3),
+            "peak_mib": round(peak), "added_mib": round(peak - self.before),
+        }  # fmt: skip
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join()
+
+    def _answer(self) -> dict:
+        try:
+            answer = self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            raise RuntimeError(f"the process ended with code {self.process.exitcode}") from None
+        if "error" in answer:
+            self.process.join()
+            raise RuntimeError(answer["error"])
+        return answer
+
+
+def turns(sides: Mapping[str, Side], rounds: int, steps: int, start: int = 0) -> None:
+    """start: rounds that were taken before, so that the order goes on reversing."""
+    for number in range(start, start + rounds):
+        for name in list(sides)[:: 1 if number % 2 else -1]:
+            sides[name].steps(steps)
+
+
+def faster(their: Side, our: Side, kind: str) -> dict[str, float]:
+    """Times as fast as theirs, of "wall" or "cpu": median, least and most of the ratios within a round."""
+    each = [t[kind] / o[kind] for t, o in zip(their.turns, our.turns)]
+    return {"median": round(median(each), 2), "least": round(min(each), 2), "most": round(max(each), 2)}
+
+
+def read(file: Path) -> dict:
+    """The stored numbers."""
+    return json.loads(file.read_text()) if file.exists() else {"rows": {}}
+
+
+def add(file: Path, change: dict, packages: tuple[str, ...]) -> None:
+    """Add to the stored numbers, so that what is measured stays if the next row fails; rows are added one by one."""
+    values = read(file)
+    values["machine"] = {**machine(), **{name: version(name) for name in packages}}
+    values["rows"].update(change.get("rows", {}))
+    values |= {key: value for key, value in change.items() if key != "rows"}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def between_marks(page: Path, lines: list[str]) -> None:
+    """Put lines between the page's two marks; a page that is not there yet becomes the lines alone."""
+    before, _, rest = (page.read_text() if page.exists() else "").partition("<!-- table -->")
+    _, _, after = rest.partition("<!-- end of table -->")
+    page.write_text(f"{before}<!-- table -->\n" + "\n".join(lines) + f"\n<!-- end of table -->{after}")
