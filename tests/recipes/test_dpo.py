@@ -6,6 +6,7 @@ for the number, and 1e-5 for a loss, in which it is multiplied by beta."""
 import json
 import math
 import random
+from functools import partial
 
 import matplotlib.pyplot as plt
 import pytest
@@ -17,12 +18,13 @@ from minift.data.branches import Tree, apart, batches_of_trees
 from minift.data.preference_trees import PairReport
 from minift.errors import InputError
 from minift.folder import load, save
-from minift.losses.logprobs import per_answer
+from minift.losses.logprobs import loss_from_hidden, per_answer
 from minift.recipes import dpo, reference
 from minift.recipes.dpo import Config, PairLoss, Pairs
 from minift.recipes.objectives import Answers, objective, rewards
 from minift.recipes.preference_rows import Rows, with_others
 from minift.recipes.tuning import choose_parameters
+from minift.train import answers as train_answers
 from minift.train.answers import logprobs_of_answers
 from minift.train.log import read_metrics
 from minift.train.loop import fit
@@ -333,18 +335,37 @@ def test_what_is_said_of_a_batch_is_worked_out_longhand(small_model, data):
 
 def test_kto_of_a_batch_is_worked_out_longhand(small_model, data):
     model, some, loss = prepared(small_model, data, count=7, loss="kto", beta=0.3, desirable_weight=1.5)
+    some.reference -= torch.linspace(2, 9, 14)                                    # the policy has moved towards most of them: z is not 0
     with torch.no_grad():
         total, count = loss(model, some.batch([6, 0, 4, 3]))
     policy = reference.sums(model, some.trees, 100).view(-1, 2)[[6, 0, 4, 3]]
     gains = (policy - some.reference.view(-1, 2)[[6, 0, 4, 3]]).tolist()          # (4, 2): its own answer, another row's
     z = max(0.0, sum(other for _, other in gains) / 4)
     good = [True, True, False, True]                                              # every third row is desirable
+    assert z > 0.5 and abs(z - sum(own for own, _ in gains) / 4) > 0.1
     expected = [1.5 * (1 - 1 / (1 + math.exp(-0.3 * (g - z)))) if d else 1 - 1 / (1 + math.exp(-0.3 * (z - g))) for (g, _), d in zip(gains, good)]
     assert count == 4 and total.item() == pytest.approx(sum(expected), abs=1e-4)
     said = loss.taken()
     right = [d == (g > 0) for (g, _), d in zip(gains, good)]
     assert said["accuracy"] == sum(right) / 4 and said["rejected"] == pytest.approx(policy[2, 0].item(), abs=1e-4)
     assert said["reward_chosen"] == pytest.approx(0.1 * sum(g for (g, _), d in zip(gains, good) if d), abs=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 20, 45, 70])                                # pairs have 20 to 30 tokens; KTO's rows are one group
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_a_pair_is_whole_however_few_rows_of_logits_there_is_room_for(small_model, data, monkeypatch, loss, rows):
+    found = []
+    for room in (10_000, rows):
+        monkeypatch.setattr(train_answers, "loss_from_hidden", partial(loss_from_hidden, logit_bytes=4 * 400 * room))
+        model, some, made = prepared(small_model, data, loss=loss, method="full")
+        some.reference -= torch.linspace(2, 9, 16)
+        total, _ = made(model, some.batch([5, 2, 7, 0, 1]))
+        total.backward()
+        found.append((total, model.head.weight.grad, model.blocks[0].mlp.down.weight.grad, made.taken()))
+    (*ours, said), (*expected, said_whole) = found
+    assert said == pytest.approx(said_whole, abs=1e-4)
+    for one, other in zip(ours, expected):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * max(1.0, other.abs().max().item()))
 
 
 def test_before_the_first_step_half_of_the_pairs_are_ranked_right(small_model, data):
