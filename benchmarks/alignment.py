@@ -120,8 +120,11 @@ def sft(work: Path) -> None:
 
 
 def write_pairs(task: Task) -> dict[str, int]:
-    """pairs.jsonl from training modules, held_out.jsonl from the ones between: one kept and one broken answer to a prompt."""
+    """pairs.jsonl from training modules, held_out.jsonl from the ones between: one kept and one broken answer to a prompt. Files that are
+    there are kept."""
     counts = {}
+    if all((task.work / f"{name}.jsonl").exists() for name in ("pairs", "held_out")):
+        return {name: len((task.work / f"{name}.jsonl").read_text().splitlines()) for name in ("pairs", "held_out")}
     for name, split, count in (("pairs", "train", PROMPTS), ("held_out", "valid", 400)):
         prompts = spread(docstring_prompts(split), count)
         _, texts = task.drawn(task.base, prompts, DRAWN, seed=1)
