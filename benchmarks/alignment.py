@@ -8,7 +8,7 @@
     reward    a reward model from these pairs; held-out accuracy, and rank correlation with the rule on single answers
     best of n the sft model's answer that the reward model likes best among n
     dpo       from the same pairs; apo-zero: the same with another loss; ppo: against the reward model (the rule only watches); grpo: against the rule itself
-    hacked    grpo without any price for distance, three times as long: what the rule rewards is not all that we want of a summary
+    hacked    grpo without any price for distance, for longer: what the rule rewards is not all that we want of a summary
 
 Judged on JUDGED functions of modules that no training has seen, one answer each, drawn at TEMPERATURE:
     PEP 257       share of answers that keep all five rules (data/pep257.py)
@@ -60,7 +60,7 @@ SETTINGS = {
     "apo-zero": dict(**LORA, loss="apo-zero", lr=5e-4, epochs=2.0, beta=0.3),
     "ppo": dict(**STEPS, lr=1e-3, max_steps=16, prompts=64, kl_coef=0.15, passes=3),
     "grpo": dict(**STEPS, lr=1e-3, max_steps=28, prompts=16, group=8, kl_coef=0.06),
-    "hacked": dict(**STEPS, lr=1e-3, max_steps=72, prompts=16, group=8, kl_coef=0.0),
+    "hacked": dict(**STEPS, lr=1e-3, max_steps=48, prompts=16, group=8, kl_coef=0.0),
 }
 
 

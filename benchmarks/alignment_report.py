@@ -13,7 +13,7 @@ from minift.recipes.report import markdown_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 COLORS = {"dpo": "#7a4fa3", "apo-zero": "#d08a2e", "ppo": "#2f5f8f", "grpo": "#2f7d4f", "hacked": "#c4472b"}
-WORDS = {"dpo": "DPO, from pairs", "apo-zero": "APO-zero, from pairs", "ppo": "PPO, against the reward model", "grpo": "GRPO, against the rule", "hacked": "GRPO, no price for distance, 3 times as long"}
+WORDS = {"dpo": "DPO, from pairs", "apo-zero": "APO-zero, from pairs", "ppo": "PPO, against the reward model", "grpo": "GRPO, against the rule", "hacked": "GRPO, no price for distance, 48 steps"}
 
 
 def mean_and_spread(values: Sequence[float], form: str) -> str:
