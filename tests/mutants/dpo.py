@@ -42,7 +42,7 @@ MUTANTS = [
     Mutant("answers_read_one_place_late", ANSWERS, "stream.index_select(0, batch.places)", "stream.index_select(0, (batch.places + 1) % len(stream))", TEST_ANSWERS),
     Mutant("an_adapter_on_the_head_forgotten", ANSWERS, "    logits = head(hidden) ", "    logits = hidden @ head.weight.T ", TEST_ANSWERS),
     Mutant("temperature_lost_by_a_called_head", ANSWERS, "of_tokens(logits, batch.tokens, temperature, allowed)", "of_tokens(logits, batch.tokens, 1.0, allowed)", TEST_ANSWERS),
-    Mutant("the_end_token_not_counted", "minift/data/branches.py", "places[number].append([last, *range(row * T + at, row * T + at + len(answer))])",
-           "places[number].append([last, *range(row * T + at, row * T + at + len(answer) - 1), last])", TEST_ANSWERS),
+    Mutant("the_end_token_not_counted", "minift/losses/logprobs.py", "index_add(0, owner, logprobs)",
+           "index_add(0, owner, logprobs.index_fill(0, lengths.cumsum(0) - 1, 0.0))", TEST_ANSWERS),
     Mutant("answer_of_off_by_one", "minift/data/branches.py", "return slice(first, last + 1)", "return slice(first, last)", TEST_TRL),
 ]    # fmt: skip
