@@ -14,7 +14,9 @@ A model of 15 million parameters (LLaMA's form, 288 wide, 6 blocks, vocabulary 3
 read the same folders, see the same rows in the same order, and each is a process of its own (benchmarks/turns.py). Where answers are given,
 the losses of the first steps are compared first: if they differ by more than AGREE, no speed is stored.
 The first step is not timed. A ratio is of two sides in one dtype, always.
-Writes benchmarks/results/preference_step.json and the table in docs/preference_speed.md. Proved in tests/benchmarks/test_preference_step.py."""
+trl's PPO lives in .venv/trl-ppo, which `make parity` makes: it left trl after 1.0.0. What libraries print goes to --log.
+Writes benchmarks/results/preference_step.json and the table in docs/preference_speed.md. Proved in tests/benchmarks/test_preference_step.py and
+tests/parity/test_preference_step.py."""
 
 import argparse
 import importlib
@@ -26,7 +28,7 @@ from pathlib import Path
 
 from benchmarks.measure import RESULTS
 from benchmarks.preference_step_case import FULL, QUICK, Sizes, write_start
-from benchmarks.preference_step_report import line, write_page
+from benchmarks.preference_step_report import line, own, write_page
 from benchmarks.turns import QUIET, Gate, Side, add, faster, read, turns
 
 CASES = {
@@ -47,14 +49,14 @@ STEPS = 2
 PACKAGES = ("transformers", "trl")
 
 
-def compare(spawn, folder: Path, case: str, precision: str, sizes: Sizes, rounds: int, chosen: list[str] | None = None) -> dict:
+def compare(spawn, folder: Path, case: str, precision: str, sizes: Sizes, rounds: int, log: Path, chosen: list[str] | None = None) -> dict:
     """One row: every side's medians, and how many times faster than each other side ours is. RuntimeError if a side fails or losses differ."""
     targets = {name: target for name, target in CASES[case].items() if chosen is None or name in chosen}
     sides: dict[str, Side] = {}
     try:
         for name, target in targets.items():
             (folder / name).mkdir(exist_ok=True)
-            sides[name] = Side(spawn, run_side, target, folder, sizes, precision)
+            sides[name] = Side(spawn, run_side, target, folder, sizes, precision, log=log)
             sides[name].loaded()                                                # one after another: loading is not contended
         for side in sides.values():
             side.steps(1, timed=False)
@@ -65,8 +67,8 @@ def compare(spawn, folder: Path, case: str, precision: str, sizes: Sizes, rounds
         turns(sides, rounds - 1, STEPS, start=1)
         row["sides"] = {name: side.summary() for name, side in sides.items()}
         row["faster"] = {
-            name: {kind: faster(side, sides[own], kind) for kind in ("wall", "cpu")}
-            for name, side in sides.items() if (own := "minift, once" if "once" in name else "minift") in sides and not name.startswith("minift")
+            name: {kind: faster(side, sides[own(name)], kind) for kind in ("wall", "cpu")}
+            for name, side in sides.items() if own(name) in sides and not name.startswith("minift")
         }  # fmt: skip
         return row
     finally:
@@ -98,6 +100,7 @@ def main() -> None:
     options.add_argument("--quick", action="store_true", help="a tiny model, one round")
     options.add_argument("--json", type=Path, help="where the numbers are kept")
     options.add_argument("--markdown", type=Path, default=RESULTS.parents[1] / "docs" / "preference_speed.md", help="the page with the table")
+    options.add_argument("--log", type=Path, default=Path(tempfile.gettempdir()) / "preference_step.log", help="what the sides' libraries print is added to it")
     options.add_argument("--report", action="store_true", help="only the page")
     chosen = options.parse_args()
     stored = chosen.json or (None if chosen.quick or chosen.sides else RESULTS / "preference_step.json")
@@ -124,9 +127,9 @@ def measure(chosen: argparse.Namespace, stored: Path | None) -> bool:
                 if chosen.missing and stored is not None and key in read(stored)["rows"]:
                     continue
                 try:
-                    row = compare(spawn, Path(temporary), case, precision, sizes, 1 if chosen.quick else chosen.rounds, chosen.sides)
+                    row = compare(spawn, Path(temporary), case, precision, sizes, 1 if chosen.quick else chosen.rounds, chosen.log, chosen.sides)
                 except RuntimeError as error:
-                    print(f"{key}: {error}", flush=True)
+                    print(f"{key}: {error} (more in {chosen.log})", flush=True)
                     whole = False
                     continue
                 if stored is not None:

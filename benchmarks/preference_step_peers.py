@@ -4,8 +4,6 @@ Trainers are set so that they lose nothing by their defaults: no gradient checkp
 worker processes, SDPA attention, rows in order and of one length, so that nothing is padded. trl's PPO clips no gradients. bf16 is the
 trainers' own mixed precision, which covers what they run under it: in PPO that is the update, not the answers nor the frozen models."""
 
-import contextlib
-import os
 import sys
 from functools import wraps
 from pathlib import Path
@@ -13,8 +11,8 @@ from pathlib import Path
 from benchmarks.preference_step_case import BETA, END, GROUPS, KL, PASSES, RATE, SPECIAL, Sizes, preferences, prompts, reward, text, word
 from benchmarks.turns import Gate
 
-PPO = Path(os.environ.get("TRL_PPO") or Path(sys.prefix) / "trl-ppo")
-"""A folder with trl 1.0, the last with a PPO trainer: pip install --no-deps --target FOLDER trl==1.0.0"""
+PPO = Path(sys.prefix) / "trl-ppo"
+"""trl 1.0, the last with a PPO trainer; `make parity` makes the folder."""
 
 
 def trl_dpo(gate: Gate, folder: Path, sizes: Sizes, precision: str, once: bool = False) -> None:
@@ -78,7 +76,7 @@ def _trl_groups(gate: Gate, folder: Path, sizes: Sizes, precision: str, task: st
 
 def trl_ppo(gate: Gate, folder: Path, sizes: Sizes, precision: str) -> None:
     if not (PPO / "trl").is_dir():
-        raise RuntimeError(f"no trl 1.0 in {PPO}: pip install --no-deps --target {PPO} trl==1.0.0, or name its folder in TRL_PPO")
+        raise RuntimeError(f"no trl 1.0 in {PPO}: `make parity` installs it there")
     sys.path.insert(0, str(PPO))
     from datasets import Dataset
     from transformers import DataCollatorWithPadding
@@ -96,7 +94,8 @@ def trl_ppo(gate: Gate, folder: Path, sizes: Sizes, precision: str) -> None:
         value_model=scorer(folder, "value"), train_dataset=rows, eval_dataset=rows.select(range(2)), data_collator=DataCollatorWithPadding(tokenizer),
         callbacks=[ticking(gate)],
     )  # fmt: skip
-    quietly(gate, trainer)
+    gate.open()
+    trainer.train()
 
 
 def loop_dpo(gate: Gate, folder: Path, sizes: Sizes, precision: str) -> None:
@@ -210,10 +209,5 @@ def train(gate: Gate, trainer) -> None:
         return found
 
     trainer.compute_loss = compute_loss
-    quietly(gate, trainer)
-
-
-def quietly(gate: Gate, trainer) -> None:
     gate.open()
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        trainer.train()
+    trainer.train()

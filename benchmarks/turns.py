@@ -1,6 +1,6 @@
 """Systems that are compared live in processes of their own and take turns: only one computes at a time, the others wait.
 
-    Side(spawn, target, ...)  starts a process that runs target(gate, ...)
+    Side(spawn, target, ..., log=file)  starts a process that runs target(gate, ...); what its libraries print goes into the file
     target:  load the model, gate.open(), then for every step that it takes gate.tick(loss)
     turns(sides, rounds, steps)  every side takes `steps` steps a round, the order reversed from round to round
 
@@ -10,7 +10,9 @@ process, which other programs on the machine change less. Peak memory is the lar
 Proved in tests/benchmarks/test_preference_step.py."""
 
 import json
+import os
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -54,20 +56,32 @@ class Gate:
         self.cpu, self.start = time.process_time(), time.perf_counter()
 
 
-def serve(pipe, target: Callable[..., None], *arguments: Any) -> None:
+def print_into(log: Path) -> None:
+    """What this process prints from now on is added to the file; that of C libraries too."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.close(file)
+
+
+def serve(pipe, log: Path | None, target: Callable[..., None], *arguments: Any) -> None:
     """A side's process, until it is told to stop."""
+    if log is not None:
+        print_into(log)
     try:
         target(Gate(pipe), *arguments)
     except Exception as error:
+        if log is not None:
+            traceback.print_exc()
         pipe.send({"error": f"{type(error).__name__}: {error}"})
 
 
 class Side:
     """A process that takes steps when asked. RuntimeError if it fails."""
 
-    def __init__(self, spawn, target: Callable[..., None], *arguments: Any):
+    def __init__(self, spawn, target: Callable[..., None], *arguments: Any, log: Path | None = None):
         self.pipe, other = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(other, target, *arguments), daemon=True)
+        self.process = spawn.Process(target=serve, args=(other, log, target, *arguments), daemon=True)
         self.process.start()
         other.close()
         self.turns: list[dict] = []

@@ -1,21 +1,37 @@
-"""benchmarks/preference_step.py: both sides learn from the same tokens, turns are counted right, and the page says what was measured."""
+"""benchmarks/preference_step.py: our steps are the losses they claim, turns are counted right, and the page says what was measured.
 
+What takes the other libraries is in tests/parity/test_preference_step.py."""
+
+import math
 import multiprocessing
-import time
+from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 from benchmarks import preference_step, turns
-from benchmarks.preference_step_case import END, GROUPS, QUICK, preferences, prompts, text, write_start
+from benchmarks.preference_step_case import END, GROUPS, QUICK, preferences, prompts, text
+from benchmarks.preference_step_ours import Words
 from benchmarks.preference_step_report import line, write_page
+from minift.models.config import ModelConfig
+from minift.models.folder import read_model, write_model
+from minift.models.scorer import Scorer
+from minift.models.transformer import Transformer
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
+    """What write_start writes, without transformers."""
     folder = tmp_path_factory.mktemp("start")
-    write_start(folder, QUICK)
+    shape = dict(vocab_size=QUICK.vocab, hidden_size=QUICK.width, layers=QUICK.layers, heads=QUICK.heads, kv_heads=QUICK.heads,
+                 head_dim=QUICK.width // QUICK.heads, mlp_size=QUICK.inner, max_positions=64)  # fmt: skip
+    torch.manual_seed(0)
+    write_model(Transformer(ModelConfig(**shape, tie_embeddings=True)), folder / "base")
+    for name in ("scorer", "value"):
+        write_model(Scorer(ModelConfig(**shape, tie_embeddings=True, labels=1)), folder / name)
     return folder
 
 
@@ -23,8 +39,8 @@ class Ended(Exception):
     pass
 
 
-class Three:
-    """A gate that ends a side after three steps."""
+class Six:
+    """A gate that ends a side after six steps: every batch twice."""
 
     def __init__(self):
         self.losses = []
@@ -34,22 +50,32 @@ class Three:
 
     def tick(self, loss):
         self.losses.append(loss)
-        if len(self.losses) == 3:
+        if len(self.losses) == 2 * QUICK.batches:
             raise Ended
 
 
 def taken(target, folder, precision="fp32"):
-    gate = Three()
+    gate = Six()
     with pytest.raises(Ended):
         preference_step.run_side(gate, target, folder, QUICK, precision)
     return gate.losses
 
 
-@pytest.mark.parametrize("case", preference_step.GIVEN)
-def test_our_steps_have_the_losses_of_a_bare_loop_on_transformers_models(start, case):
-    bare = taken(f"peers.loop_{case}", start)
-    assert taken(f"ours.learn_{case}", start) == pytest.approx(bare, abs=1e-4)
-    assert len(set(bare)) == 3                                              # other rows each step, and weights that moved
+@torch.no_grad()
+def test_our_first_reward_loss_is_that_of_texts_run_one_by_one(start):
+    model = read_model(start / "scorer")
+    score = lambda ids: model(torch.tensor([ids]))[0, -1, 0]
+    leads = torch.stack([score(p + c) - score(p + r) for p, c, r in preferences(QUICK)[: QUICK.pairs]])
+    with torch.enable_grad():
+        losses = taken("ours.learn_reward", start)
+    assert losses[0] == pytest.approx(-F.logsigmoid(leads).mean().item(), abs=1e-5)
+    assert all(again < once for once, again in zip(losses[:3], losses[3:]))  # it learns
+
+
+def test_our_dpo_starts_at_its_reference_and_leaves_it(start):
+    losses = taken("ours.learn_dpo", start)
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert all(again < 0.68 for again in losses[3:])                        # the policy moves, the reference does not
 
 
 def test_a_reference_computed_once_gives_the_losses_of_one_run_in_every_step(start):
@@ -70,10 +96,15 @@ def test_rows_have_the_lengths_that_the_page_names_and_end_where_trainers_end_th
     assert text([END, 7]) == "</s> w7"
 
 
-def sleeper(gate, seconds):
+def test_a_word_is_a_token_with_the_calls_that_the_loop_makes():
+    ids = [0, 4, END, 511]
+    assert Words().decode(ids, continues=True) == text(ids) and Words().encode(text(ids), add_special_tokens=False, continues=True) == ids
+
+
+def counting(gate):
+    print("something of a library's own")
     gate.open()
     for step in range(10**6):
-        time.sleep(seconds)
         gate.tick(float(step))
 
 
@@ -82,27 +113,50 @@ def failing(gate):
     raise ValueError("a step went wrong")
 
 
-def test_sides_take_turns_and_a_ratio_is_of_one_round():
-    sides = {"slow": turns.Side(SPAWN, sleeper, 0.04), "fast": turns.Side(SPAWN, sleeper, 0.01)}
+def test_a_side_takes_the_steps_of_its_turns_and_what_it_prints_goes_into_the_log(tmp_path):
+    side = turns.Side(SPAWN, counting, log=tmp_path / "log")
     try:
-        for side in sides.values():
-            side.loaded()
-            side.steps(1, timed=False)
-        turns.turns(sides, rounds=3, steps=2)
-        assert sides["slow"].losses == [0, 1, 2, 3, 4, 5, 6] and len(sides["slow"].turns) == 3
-        ratio = turns.faster(sides["slow"], sides["fast"], "wall")
-        assert 1.5 < ratio["least"] <= ratio["median"] <= ratio["most"]
-        assert sides["slow"].summary()["ms"] >= 40                          # of one step, not of a turn
+        assert side.loaded() > 1
+        side.steps(1, timed=False)
+        turns.turns({"it": side}, rounds=3, steps=2)
+        assert side.losses == [0, 1, 2, 3, 4, 5, 6] and len(side.turns) == 3
+        assert all(turn["wall"] > 0 and turn["peak"] >= side.before for turn in side.turns)
     finally:
-        for side in sides.values():
-            side.stop()
-
-
-def test_the_error_of_a_side_reaches_the_one_who_asked():
-    side = turns.Side(SPAWN, failing)
+        side.stop()
+    side = turns.Side(SPAWN, failing, log=tmp_path / "log")
     side.loaded()
     with pytest.raises(RuntimeError, match="ValueError: a step went wrong"):
         side.steps(1)
+    assert "in failing" in (tmp_path / "log").read_text()
+
+
+class Recorded:
+    """A side that says when it was its turn."""
+
+    def __init__(self, name, said):
+        self.name, self.said = name, said
+
+    def steps(self, count):
+        self.said.append((self.name, count))
+
+
+def test_the_order_is_reversed_from_round_to_round_and_goes_on_reversing():
+    said = []
+    sides = {name: Recorded(name, said) for name in "abc"}
+    turns.turns(sides, rounds=1, steps=2)
+    turns.turns(sides, rounds=2, steps=2, start=1)
+    assert "".join(name for name, _ in said) == "cbaabccba" and {count for _, count in said} == {2}
+
+
+def test_a_ratio_is_of_one_round():
+    their, our = (SimpleNamespace(turns=[{"wall": wall} for wall in walls]) for walls in ([6.0, 9.0, 30.0], [2.0, 1.0, 6.0]))
+    assert turns.faster(their, our, "wall") == {"median": 5.0, "least": 3.0, "most": 9.0}
+
+
+def test_a_side_costs_what_its_middle_turn_costs():
+    side = SimpleNamespace(before=100.0, turns=[{"wall": w, "cpu": c, "peak": p} for w, c, p in [(0.5, 0.9, 300), (0.1, 0.25, 310), (0.2, 0.2, 320.4)]])
+    side.seconds = lambda: turns.Side.seconds(side)
+    assert turns.Side.summary(side) == {"ms": 200, "cpu_s": 0.25, "peak_mib": 320, "added_mib": 220}
 
 
 def test_losses_that_differ_stop_the_row():
