@@ -55,7 +55,7 @@ def learn_reward(gate: Gate, folder: Path, sizes: Sizes, precision: str) -> None
 
 
 def learn_grpo(gate: Gate, folder: Path, sizes: Sizes, precision: str) -> None:
-    groups(gate, folder, sizes, precision, "grpo", kl_coef=0.0, watch_kl=False)
+    groups(gate, folder, sizes, precision, "grpo", kl_coef=0.0, skip_kl=True)
 
 
 def learn_rloo(gate: Gate, folder: Path, sizes: Sizes, precision: str) -> None:

@@ -56,8 +56,8 @@ class Config(OnPolicyConfig):
     """Where that distance goes; none: into the loss for grpo, off the reward for the others."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """How it is estimated where it is a term of the loss; off the reward it is always k1."""
-    watch_kl: bool = True
-    """Measure the distance even where nothing depends on it (a pass of the reference for every step)."""
+    skip_kl: bool = False
+    """With --kl-coef 0: do not even measure the distance, and save a pass of the reference in every step."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Result:
 def run(config: Config, quiet: bool = False) -> Result:
     config = settled(with_rate(config))
     refuse_without_effect(config)
-    begun = start(config, "grpo", needs_reference=config.kl_coef > 0 or config.watch_kl or config.kl_limit is not None, quiet=quiet)
+    begun = start(config, "grpo", needs_reference=config.kl_coef > 0 or not config.skip_kl, quiet=quiet)
     learner = GroupLearner(begun.model, config)
     loop = Loop(begun.model, begun.tokenizer, begun.source, begun.reference, config, begun.folder)
     outcome = loop.run(begun.train, begun.judged, learner, config.max_steps, quiet)
@@ -94,6 +94,8 @@ def settled(config: Config) -> Config:
     )  # fmt: skip
     if config.kl_coef < 0:
         raise InputError(f"--kl-coef is {config.kl_coef}: wanted 0 or more")
+    if config.skip_kl and (config.kl_coef or config.kl_limit is not None):
+        raise InputError("--skip-kl is for runs in which nothing depends on the distance: leave it out, or --kl-limit, and pass --kl-coef 0")
     if config.kl_estimator != Config.kl_estimator and config.kl_in == "reward":
         raise InputError("--kl-estimator is for a distance in the loss (--kl-in loss); off the reward it is k1: leave it out")
     return config

@@ -47,7 +47,7 @@ def start(config: OnPolicyConfig, verb: str, needs_reference: bool, quiet: bool 
     if config.lora_dropout:
         raise InputError("--lora-dropout would make another policy of the one that answers: leave it out")
     if config.reference is not None and not needs_reference:
-        raise InputError("--reference has no effect where no distance to it is measured (--kl-coef 0, no --watch-kl, no --kl-limit): leave it out")
+        raise InputError("--reference has no effect where no distance to it is measured (--skip-kl): leave it out")
     train, valid = split_prompts(config)
     source = combined(config.rewards, lambda name: load_scorer(name, device=config.device))
     model, tokenizer = folders.load(config.model, getattr(torch, config.dtype), config.device, loaded_in(config))
