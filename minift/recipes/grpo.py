@@ -9,8 +9,10 @@ and every token of answer i is made likelier in proportion to A_i, as long as th
 (rl/update.py). What is called by other names is a setting:
     Dr. GRPO    --std none --aggregation constant          no division by the spread or by the answer's length (arXiv:2503.20783)
     DAPO        --aggregation token --clip-high 0.28       every token counts the same; likelier tokens may grow more (arXiv:2503.14476)
+(clips meet ratios other than 1 from the second step on the same answers: --passes or --minibatches above 1).
 The distance to the reference is a term of the loss (--kl-in loss, estimator k3, as GRPO) or is taken off the reward (as RLOO).
-A prompt whose answers all have one reward teaches nothing: if that is so for all, there is no step, and it is counted (idle).
+A prompt whose answers all have one reward teaches nothing: if that is so for all, there is no step, not even towards the reference, and it
+is counted (idle).
 All answers of a prompt are one row that holds the prompt once (data/branches.py). Dropout is off: it would make another policy.
 Proved in tests/recipes/test_grpo.py, against trl in tests/parity/test_trl_grpo.py. Left out: DAPO's resampling until rewards differ, rewards per step."""
 
@@ -28,13 +30,12 @@ from minift.losses.advantages import RunningMean, group_advantages, reinforce_ad
 from minift.losses.logprobs import per_answer
 from minift.losses.policy import token_weights
 from minift.models.transformer import Transformer
-from minift.recipes.on_policy import Loop, OnPolicyConfig, Outcome, refuse_without_effect
-from minift.recipes.on_policy_start import finish, start
+from minift.recipes.on_policy import Loop, OnPolicyConfig, Outcome, optimizers_of
+from minift.recipes.on_policy_start import finish, open_folder, refuse_without_effect, start
 from minift.recipes.tuning import with_rate
 from minift.rl.reference import logprobs_of
 from minift.rl.rollout import Rollout
 from minift.rl.update import Experience, Objective, gradients, take_step
-from minift.train.optim import adamw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +75,11 @@ class Result:
 def run(config: Config, quiet: bool = False) -> Result:
     config = settled(with_rate(config))
     refuse_without_effect(config)
-    begun = start(config, "grpo", needs_reference=config.kl_coef > 0 or not config.skip_kl, quiet=quiet)
-    learner = GroupLearner(begun.model, config)
-    loop = Loop(begun.model, begun.tokenizer, begun.source, begun.reference, config, begun.folder)
+    begun = start(config, needs_reference=config.kl_coef > 0 or not config.skip_kl)
+    learner, folder = GroupLearner(begun.model, config), open_folder(begun, config, "grpo", quiet)
+    loop = Loop(begun.model, begun.tokenizer, begun.source, begun.reference, config, folder)
     outcome = loop.run(begun.train, begun.judged, learner, config.max_steps, quiet)
-    return Result(outcome, finish(begun, config, outcome, quiet))
+    return Result(outcome, finish(begun, config, outcome, learner.ratios, quiet))
 
 
 def settled(config: Config) -> Config:
@@ -86,6 +87,8 @@ def settled(config: Config) -> Config:
     own = config.algorithm == "grpo"
     if config.group < 2 and config.algorithm != "reinforce":
         raise InputError(f"--group {config.group}: {config.algorithm} compares answers to one prompt, so it needs at least 2; or take --algorithm reinforce")
+    if config.group < 1:
+        raise InputError(f"--group {config.group}: wanted 1 or more")
     if config.std != Config.std and not own:
         raise InputError(f"--std is an option of grpo, not of {config.algorithm}: leave it out")
     config = replace(
@@ -106,22 +109,22 @@ class GroupLearner:
 
     def __init__(self, model: Transformer, config: Config):
         self.model, self.modules, self.config, self.group = model, model, config, config.group
-        self.optimizers = adamw(model, config.lr, config.weight_decay, config.betas)
+        self.optimizers = optimizers_of(model, config)
         self.baseline = RunningMean()
         self.idle = 0
-        self.ratios: Tensor = torch.ones(1)
+        self.ratios: Tensor | None = None
 
     def learn(self, rollout: Rollout, scores: Tensor, reference: Tensor | None, step: int) -> dict[str, float]:
         config, lengths = self.config, rollout.lengths
         self.model.eval()                                                               # dropout would be another policy (trap 13)
-        old = None
+        rewards, old = scores, None
         if config.minibatches > 1 or (reference is not None and config.kl_in == "reward"):
             old = logprobs_of(self.model, rollout, config.temperature, config.batch_tokens, config.precision)
         if reference is not None and config.kl_in == "reward" and config.kl_coef:
             scores = scores - config.kl_coef * per_answer(old - reference, lengths)     # k1 of each answer
         advantages = self.advantages(scores)                                            # (A,)
         found: dict[str, float] = {}
-        if advantages.any() or (config.kl_coef and config.kl_in == "loss") or config.entropy_coef:
+        if self.teaches(rewards, advantages):
             in_loss = reference if config.kl_in == "loss" else None
             experience = Experience(
                 rollout.trees, advantages.repeat_interleave(lengths), torch.empty(int(lengths.sum())), old, in_loss, rollout.support
@@ -130,7 +133,10 @@ class GroupLearner:
         else:
             self.idle += 1
             found = {"loss": 0.0, "grad_norm": 0.0}
-            old = logprobs_of(self.model, rollout, config.temperature, config.batch_tokens, config.precision) if reference is not None else None
+            if reference is not None and old is None:
+                old = logprobs_of(self.model, rollout, config.temperature, config.batch_tokens, config.precision)
+        if config.algorithm == "reinforce":
+            self.baseline.update(scores.double())                                       # from the next step on
         policy = found.pop("logprobs", old)
         if reference is not None:
             found["kl"] = per_answer(policy - reference, lengths).mean().item()
@@ -140,13 +146,19 @@ class GroupLearner:
         """(A,) rewards, prompt by prompt -> (A,)."""
         config = self.config
         if config.algorithm == "reinforce":
-            baseline = self.baseline.value if self.baseline.count else scores.mean().item()
-            self.baseline.update(scores)
+            baseline = self.baseline.value if self.baseline.count else scores.double().mean().item()    # the first step has only itself
             return reinforce_advantages(scores, baseline)
         groups = scores.view(-1, config.group)                                          # (P, G)
         if config.algorithm == "rloo":
             return rloo_advantages(groups).flatten()
         return group_advantages(groups, std=None if config.std == "none" else config.std).flatten()
+
+    def teaches(self, rewards: Tensor, advantages: Tensor) -> bool:
+        """Is there anything to learn? Of rewards that are the same within each prompt, what a distance takes off them is all that differs."""
+        if self.config.algorithm == "reinforce":
+            return bool(advantages.any())
+        groups = rewards.view(-1, self.group)
+        return bool((groups != groups[:, :1]).any())
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
         """--passes over the experience, an optimizer step for each of --minibatches."""
@@ -179,8 +191,6 @@ class GroupLearner:
 
 def minibatches(trees: int, passes: int, parts: int, seed: int) -> list[Sequence[int]]:
     """Which trees each optimizer step learns from: --passes times all of them, cut into `parts`, each pass in another order."""
-    if parts > trees:
-        raise InputError(f"--minibatches {parts} of {trees} prompts: take at most one for each prompt")
     found = []
     for number in range(passes):
         order = list(range(trees)) if parts == 1 else random.Random(seed + number).sample(range(trees), trees)

@@ -6,14 +6,15 @@
         stop when the distance passes --kl-limit
 
 grpo.py and ppo.py are learners: what they do with the rewards is theirs. Step s answers the same prompts with the same random numbers
-whether the run was interrupted before or not. A reward source that fails stops the run with its state saved.
+whether the run was interrupted before or not. A reward source that fails stops the run with its state saved; an interruption waits for the
+end of an update.
 Proved in tests/recipes/test_grpo.py and test_ppo.py. Left out: rollouts by another process, steps on answers of an older policy."""
 
-import json
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Literal, Protocol
@@ -24,20 +25,20 @@ from torch import Tensor, nn
 from minift.data.examples import prompt_ids
 from minift.data.prompts import Prompt
 from minift.errors import InputError, RunError
-from minift.files import write_text
 from minift.generate import end_ids
 from minift.losses.logprobs import per_answer
 from minift.models.transformer import Transformer
-from minift.recipes.report import markdown_table
+from minift.recipes.on_policy_plots import keep_samples
 from minift.recipes.tuning import MethodConfig
 from minift.rl.reference import Reference, logprobs_of
 from minift.rl.reward_source import Answered, Source, ask
 from minift.rl.rollout import Rollout, roll_out
+from minift.rl.update import unbroken
 from minift.sampling import Sampling
 from minift.tokenizer import Tokenizer
 from minift.train import checkpoint, memory
-from minift.train.log import Log
-from minift.train.optim import learning_rate_factor, set_learning_rate
+from minift.train.log import Log, read_metrics
+from minift.train.optim import adamw, adamw8bit, learning_rate_factor, set_learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,10 @@ class OnPolicyConfig(MethodConfig):
     """Which of the file's fields is which of ours: --columns prompt question."""
     template: str | None = None
     """How messages become text: chatml, llama-2, llama-3, alpaca, plain; none: the tokenizer's own, else plain."""
+    max_steps: int | None = None
+    """Rounds of answers to --prompts prompts; has to be given. Each is one optimizer step, or --passes times --minibatches of them."""
+    eval_every: int = 0
+    """Rounds between evaluations on held-out prompts; 0: a fifth of the run."""
     prompts: int = 8
     """Prompts of a step."""
     new_tokens: int = 64
@@ -164,23 +169,30 @@ class Loop:
             checkpoint.restore(state, learner.modules, learner.optimizers)
             learner.restore(state["extra"])
             step = state["step"]
-        before = self._kept_before() or self.evaluate(judged, learner, 0)
-        after = before
+        before = after = self._kept(0)
 
         def save() -> None:
             checkpoint.write(last, learner.modules, learner.optimizers, step, None, 0, learner.state())
 
         with Log(self.folder, steps, step, config.tensorboard, quiet) as log:
-            if step == 0:
-                log.evaluation(0, before)
             try:
+                if before is None:
+                    before = after = self.evaluate(judged, learner, 0)
+                    log.evaluation(0, before)
+                if step and (step % every == 0 or step == steps):                       # cut short just before or in an evaluation?
+                    after = self._kept(step)
+                    if after is None:
+                        after = self.evaluate(judged, learner, step)
+                        log.evaluation(step, after)
                 while step < steps:
                     factor = learning_rate_factor(step, steps, round(config.warmup * steps), config.schedule)
                     set_learning_rate(learner.optimizers, factor)
-                    numbers, tokens = self.step(train, learner, step)
-                    step += 1
+                    answered = self.answer(train, learner.group, step)
+                    with unbroken():
+                        numbers, tokens = self.learn(learner, answered, step)
+                        step += 1
+                        log.step(step, numbers.pop("loss"), config.lr * factor, numbers.pop("grad_norm", 0.0), tokens, numbers)
                     memory.give_back()
-                    log.step(step, numbers.pop("loss"), config.lr * factor, numbers.pop("grad_norm", 0.0), tokens, numbers)
                     if step % every == 0 or step == steps:
                         after = self.evaluate(judged, learner, step)
                         log.evaluation(step, after)
@@ -202,17 +214,24 @@ class Loop:
 
     def step(self, train: Sequence[Ask], learner: Learner, step: int) -> tuple[dict[str, float], int]:
         """One round of answers, rewards and learning; returns numbers for the log and the tokens that were learned from."""
+        return self.learn(learner, self.answer(train, learner.group, step), step)
+
+    def answer(self, train: Sequence[Ask], group: int, step: int) -> tuple[Rollout, Tensor, dict[str, float]]:
+        """The step's answers, their rewards (A,), and numbers for the log."""
         began, config = time.perf_counter(), self.config
         chosen = [train[i] for i in prompts_of(len(train), config.prompts, step, config.seed)]
-        rollout = roll_out(self.model, [a.ids for a in chosen], learner.group, config.sampling, config.new_tokens, config.seed + 1 + step, self.ends)
+        rollout = roll_out(self.model, [a.ids for a in chosen], group, config.sampling, config.new_tokens, config.seed + 1 + step, self.ends)
         rolled = time.perf_counter()
         scores, parts = self.score(rollout, chosen)
-        scored = time.perf_counter()
-        numbers = learner.learn(rollout, scores, self.reference.logprobs(self.model, rollout, *self.how), step)
-        numbers |= {f"reward_{name}": fmean(values) for name, values in parts.items() if len(parts) > 1}
+        numbers = {f"reward_{name}": fmean(values) for name, values in parts.items() if len(parts) > 1}
         numbers |= {"reward": scores.mean().item(), "reward_std": pstdev(scores.tolist()), "length": rollout.lengths.float().mean().item()}
-        numbers |= {"finished": fmean(rollout.ended), "rollout_s": rolled - began, "reward_s": scored - rolled, "learn_s": time.perf_counter() - scored}
-        return numbers, int(rollout.lengths.sum())
+        numbers |= {"finished": fmean(rollout.ended), "rollout_s": rolled - began, "reward_s": time.perf_counter() - rolled}
+        return rollout, scores, numbers
+
+    def learn(self, learner: Learner, answered: tuple[Rollout, Tensor, dict[str, float]], step: int) -> tuple[dict[str, float], int]:
+        began, (rollout, scores, numbers) = time.perf_counter(), answered
+        learned = learner.learn(rollout, scores, self.reference.logprobs(self.model, rollout, *self.how), step)
+        return learned | numbers | {"learn_s": time.perf_counter() - began}, int(rollout.lengths.sum())
 
     def score(self, rollout: Rollout, asked: Sequence[Ask]) -> tuple[Tensor, dict[str, list[float]]]:
         """(A,) rewards of the answers, and each source's own."""
@@ -239,16 +258,13 @@ class Loop:
             found["kl"] = per_answer(logprobs_of(self.model, rollout, *self.how) - reference, rollout.lengths).mean().item()
         texts = [self.tokenizer.decode(ids, continues=True) for ids in rollout.answers[:8]]
         lines = [{"step": step, "prompt": a.text, "answer": text, "reward": score} for a, text, score in zip(judged, texts, scores.tolist())]
-        with open(self.folder / "samples.jsonl", "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        if step == 0:
-            write_text(self.folder / "before.json", json.dumps(found) + "\n")
+        keep_samples(self.folder, step, lines)
         return found
 
-    def _kept_before(self) -> dict[str, float] | None:
-        """What was measured before the first step, if the run goes on."""
-        file = self.folder / "before.json"
-        return json.loads(file.read_text(encoding="utf-8")) if self.config.resume and file.exists() else None
+    def _kept(self, step: int) -> dict[str, float] | None:
+        """What was measured after `step`, if the run goes on and was not cut short before."""
+        lines = read_metrics(self.folder) if self.config.resume and (self.folder / "metrics.jsonl").exists() else []
+        return next((values_of(line) for line in lines if line["step"] == step and "eval_reward" in line), None)
 
 
 def prompts_of(rows: int, count: int, step: int, seed: int) -> list[int]:
@@ -260,18 +276,11 @@ def prompts_of(rows: int, count: int, step: int, seed: int) -> list[int]:
     return [order[place // rows][place % rows] for place in places]
 
 
-def write_samples(folder: Path) -> None:
-    """samples.md from samples.jsonl: the same prompts, answered at each evaluation."""
-    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    rows = [[line["step"], line["prompt"], line["answer"], f"{line['reward']:.3g}"] for line in sorted(lines, key=lambda line: line["prompt"])]
-    write_text(folder / "samples.md", "# The same prompts, step by step\n\n" + markdown_table(["step", "prompt", "answer", "reward"], rows) + "\n")
+def values_of(line: dict[str, float]) -> dict[str, float]:
+    """An evaluation, from its line in metrics.jsonl."""
+    return {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
 
 
-def refuse_without_effect(config: OnPolicyConfig) -> None:
-    """Options of the loop that would do nothing here are errors (trap 22)."""
-    if config.compile or config.patience or config.accumulate != 1:
-        raise InputError("--compile, --patience and --accumulate have no effect here: leave them out (--batch-tokens bounds a micro-batch)")
-    if config.passes < 1 or config.minibatches < 1 or config.prompts < 1 or config.judged < 1:
-        raise InputError("--passes, --minibatches, --prompts and --judged want 1 or more")
-    if config.max_steps is None:
-        raise InputError("say how long to learn: --max-steps 100, say")
+def optimizers_of(module: nn.Module, config: OnPolicyConfig) -> list[torch.optim.Optimizer]:
+    make = {"adamw": adamw, "adamw8bit": adamw8bit, "paged-adamw8bit": partial(adamw8bit, paged=True)}[config.optimizer]
+    return make(module, config.lr, config.weight_decay, config.betas)

@@ -1,14 +1,17 @@
-"""The pictures of a run on rewards: what the reward cost in distance from the reference, and how far ratios strayed in the last step.
+"""What a run on rewards leaves to look at: what the reward cost in distance from the reference, how far ratios strayed in the last step, and the
+same prompts, answered again and again.
 
 Proved in tests/recipes/test_grpo.py."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-from minift.recipes.report import HELD_OUT, running_mean
+from minift.files import write_text
+from minift.recipes.report import HELD_OUT, markdown_table, running_mean
 from minift.train.log import read_metrics
 
 TRAIN, MEAN = "#9db8d2", "#2f5f8f"
@@ -48,6 +51,21 @@ def draw_ratios(folder: Path, ratios: Sequence[float], low: float, high: float) 
     axes.set(title="How far did the policy stray from the one that drew?", xlabel="p / p of the policy that drew the token", ylabel="tokens", yscale="log")
     _save(figure, (axes,), folder / "ratios.png")
     return folder / "ratios.png"
+
+
+def keep_samples(folder: Path, step: int, lines: Sequence[dict]) -> None:
+    """Add a step's lines to samples.jsonl, in place of any that a run cut short has left there of this step or later ones."""
+    file = folder / "samples.jsonl"
+    old = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    kept = [line for line in old if line["step"] < step]
+    write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [*kept, *lines]))
+
+
+def write_samples(folder: Path) -> None:
+    """samples.md from samples.jsonl: the same prompts, answered at each evaluation."""
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [[line["step"], line["prompt"], line["answer"], f"{line['reward']:.3g}"] for line in sorted(lines, key=lambda line: line["prompt"])]
+    write_text(folder / "samples.md", "# The same prompts, step by step\n\n" + markdown_table(["step", "prompt", "answer", "reward"], rows) + "\n")
 
 
 def _save(figure, several, file: Path) -> None:

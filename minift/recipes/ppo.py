@@ -30,13 +30,12 @@ from minift.models.scorer import Scorer
 from minift.models.transformer import Transformer
 from minift.recipes.grpo import Result, minibatches
 from minift.recipes.methods import METHODS
-from minift.recipes.on_policy import Loop, OnPolicyConfig, refuse_without_effect
-from minift.recipes.on_policy_start import Start, finish, start
+from minift.recipes.on_policy import Loop, OnPolicyConfig, optimizers_of
+from minift.recipes.on_policy_start import Start, finish, open_folder, refuse_without_effect, same_tokens, start
 from minift.recipes.tuning import choose_parameters, loaded_in, with_rate
 from minift.rl.rollout import Rollout
 from minift.rl.update import Experience, Objective, gradients, take_step
 from minift.train.answers import loss_of_stream
-from minift.train.optim import adamw
 from minift.train.precision import autocast
 
 
@@ -75,12 +74,15 @@ def run(config: Config, quiet: bool = False) -> Result:
         raise InputError("--value-model is for --value own; a shared value is a head on the policy: leave it out")
     if config.kl_coef < 0 or (config.kl_target is not None and config.kl_target <= 0):
         raise InputError("--kl-coef wants 0 or more, --kl-target more than 0")
-    begun = start(config, "ppo", needs_reference=True, quiet=quiet)
-    learner = Actor(begun.model, value_of(config, begun), config)
-    outcome = Loop(begun.model, begun.tokenizer, begun.source, begun.reference, config, begun.folder).run(
-        begun.train, begun.judged, learner, config.max_steps, quiet
-    )
-    return Result(outcome, finish(begun, config, outcome, quiet))
+    if config.kl_horizon < 1 or (config.kl_target is None and config.kl_horizon != Config.kl_horizon):
+        raise InputError(f"--kl-horizon is {config.kl_horizon}: wanted 1 or more, and only with --kl-target")
+    if not (0 <= config.gamma <= 1 and 0 <= config.lam <= 1 and config.value_coef >= 0 and config.value_clip > 0):
+        raise InputError("--gamma and --lam want 0 to 1, --value-coef 0 or more, --value-clip more than 0")
+    begun = start(config, needs_reference=True)
+    learner, folder = Actor(begun.model, value_of(config, begun), config), open_folder(begun, config, "ppo", quiet)
+    loop = Loop(begun.model, begun.tokenizer, begun.source, begun.reference, config, folder)
+    outcome = loop.run(begun.train, begun.judged, learner, config.max_steps, quiet)
+    return Result(outcome, finish(begun, config, outcome, learner.ratios, quiet))
 
 
 class SharedValue(nn.Module):
@@ -115,10 +117,9 @@ def value_of(config: Config, begun: Start) -> SharedValue | OwnValue:
         torch.manual_seed(config.seed)
         return SharedValue(begun.model.config.hidden_size).to(device)
     scorer, tokenizer = folders.load(config.value_model or config.model, getattr(torch, config.dtype), device, loaded_in(config), scores=1)
-    if tokenizer.vocab_size != begun.tokenizer.vocab_size:
-        raise InputError(f"the value model {config.value_model} has {tokenizer.vocab_size} tokens, the policy {begun.tokenizer.vocab_size}: it reads the "
-                         "policy's tokens, so it needs the same tokenizer")
+    same_tokens(begun.tokenizer, tokenizer, f"the value model {config.value_model}")
     choose_parameters(scorer, config, tokenizer)
+    scorer.checkpointing = config.checkpointing
     return OwnValue(scorer)
 
 
@@ -130,9 +131,9 @@ class Actor:
     def __init__(self, model: Transformer, value: SharedValue | OwnValue, config: Config):
         self.model, self.value, self.config = model, value, config
         self.modules = nn.ModuleDict({"policy": model, "value": value})
-        self.optimizers = adamw(self.modules, config.lr, config.weight_decay, config.betas)
+        self.optimizers = optimizers_of(self.modules, config)
         self.kl = FixedKL(config.kl_coef) if config.kl_target is None else AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
-        self.ratios: Tensor = torch.ones(1)
+        self.ratios: Tensor | None = None
 
     def learn(self, rollout: Rollout, scores: Tensor, reference: Tensor, step: int) -> dict[str, float]:
         config, lengths = self.config, rollout.lengths
