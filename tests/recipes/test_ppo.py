@@ -1,0 +1,133 @@
+"""PPO: where the reward goes, what the values learn, and that a run cut short ends where a whole one does."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minift.recipes import ppo
+from minift.rl.rollout import Rollout
+from minift.train.log import read_metrics
+from tests.models.small import model
+from tests.recipes.test_grpo import RULE
+
+PROMPTS, ANSWERS = [[3, 5, 8], [9], [4, 6]], [[7, 8, 2], [5, 2], [6, 7, 8, 9]]
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "rule.py").write_text(RULE)
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Question {n}: say"}) + "\n" for n in range(30)))
+    return tmp_path
+
+
+@pytest.fixture
+def learn(minift, files, small_model):
+    def run(*more, reward="share_of_e", out="run", steps=3):
+        own = ["--data", files / "prompts.jsonl", "--model", small_model, "--out", files / out, "--max-steps", steps, "--prompts", 4, "--passes", 2]
+        return minift("ppo", *own, "--new-tokens", 6, "--precision", "fp32", "--rewards", f"{files / 'rule.py'}:{reward}", 1.0, *more)
+
+    return run
+
+
+def actor(**settings) -> ppo.Actor:
+    policy = model("llama")
+    policy.requires_grad_(True)
+    config = ppo.Config(data=("x",), out="y", rewards={"pep257": 1.0}, lr=1e-3, precision="fp32", **settings)
+    torch.manual_seed(0)
+    value = ppo.SharedValue(policy.config.hidden_size)
+    torch.nn.init.normal_(value.head.weight, std=0.1)
+    return ppo.Actor(policy, value, config)
+
+
+def test_trap12_the_reward_lands_on_the_end_token_and_advantages_equal_a_longhand_table(monkeypatch):
+    """Three answers of 3, 2 and 4 tokens. Backwards from each last token: delta = r + V' - V, A = delta + 0.95 A', with V' = 0 behind the end."""
+    learner, seen = actor(kl_coef=0.1), []
+    rollout, scores = Rollout(PROMPTS, ANSWERS, [True, True, False], None), torch.tensor([1.0, -2.0, 0.5])
+    old, values = learner.look(rollout)
+    reference = old - torch.linspace(-0.3, 0.5, 9)
+    monkeypatch.setattr(learner, "update", lambda experience, step: seen.append(experience) or {"loss": 0.0, "grad_norm": 0.0})
+    learner.learn(rollout, scores, reference, 0)
+    wanted, returns, start = [], [], 0
+    for length, score in zip((3, 2, 4), scores.tolist()):
+        V, kl, after, own = values[start : start + length].tolist(), (old - reference)[start : start + length].tolist(), 0.0, []
+        for t in reversed(range(length)):
+            r = -0.1 * kl[t] + (score if t == length - 1 else 0.0)
+            following = V[t + 1] if t + 1 < length else 0.0
+            after = r + following - V[t] + 0.95 * after
+            own.insert(0, after)
+        wanted, returns, start = wanted + own, returns + [a + v for a, v in zip(own, V)], start + length
+    wanted = torch.tensor(wanted)
+    torch.testing.assert_close(seen[0].advantages, (wanted - wanted.mean()) / wanted.std(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen[0].returns, torch.tensor(returns), rtol=1e-5, atol=1e-5)
+
+
+def test_values_are_read_where_their_token_is_predicted():
+    """V of an answer's first token is read at the prompt's last: it may not know the token yet."""
+    learner = actor()
+    rollout = Rollout(PROMPTS, ANSWERS, [True, True, False], None)
+    _, values = learner.look(rollout)
+    stream = learner.model.hidden(torch.tensor([PROMPTS[0] + ANSWERS[0]]))[0]
+    torch.testing.assert_close(values[:3], learner.value.head(stream[2:5])[:, 0].detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_values_learn_what_to_expect():
+    """The same reward for every answer: V moves towards it, and what it explains of the returns is no longer nothing."""
+    learner = actor(kl_coef=0.0, passes=8, value_coef=1.0, value_clip=10.0)
+    rollout, scores = Rollout(PROMPTS, ANSWERS, [True, True, False], None), torch.full((3,), 2.0)
+    first = learner.look(rollout)[1]
+    for step in range(12):
+        learner.learn(rollout, scores, learner.look(rollout)[0], step)
+    assert (learner.look(rollout)[1] - 2).abs().mean() < 0.5 * (first - 2).abs().mean()
+
+
+@pytest.mark.parametrize("more", [[], ["--value", "own"], ["--kl-target", 1.0], ["--minibatches", 2]])
+def test_an_interrupted_run_ends_where_a_whole_one_ends(learn, files, monkeypatch, more):
+    assert learn(*more, out="whole")[0] == 0
+    honest, calls = ppo.Actor.learn, []
+
+    def cut(self, *given):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return honest(self, *given)
+
+    monkeypatch.setattr(ppo.Actor, "learn", cut)
+    assert learn(*more, out="cut")[0] == 1
+    monkeypatch.undo()
+    assert learn(*more, "--resume", out="cut")[0] == 0
+    whole, pieced = (load_file(files / out / "adapter" / "adapter_model.safetensors") for out in ("whole", "cut"))
+    assert whole.keys() == pieced.keys() and all(torch.equal(whole[name], pieced[name]) for name in whole)
+
+
+def test_beta_follows_its_target(learn, files):
+    learn("--kl-target", 5.0, "--kl-horizon", 10)
+    coefs = [line["kl_coef"] for line in read_metrics(files / "run") if "kl_coef" in line]
+    assert coefs == sorted(coefs, reverse=True) and coefs[-1] < 0.05                  # the distance is far below 5: beta falls
+
+
+@pytest.mark.parametrize("more", [["--method", "full", "--lr", 1e-4], ["--quantize", "nf4"], ["--method", "full", "--value", "own", "--lr", 1e-4]])
+def test_full_weights_and_a_base_in_4_bits(learn, files, more):
+    status, _, complaints = learn(*more, steps=2)
+    assert status == 0, complaints
+    for name in ("rewards.png", "ratios.png", "samples.md"):
+        assert (files / "run" / name).exists()
+
+
+def test_trap13_the_first_pass_has_ratio_one(learn, files):
+    learn("--passes", 1)
+    assert all(line["ratio_max"] == line["ratio_min"] == 1 for line in read_metrics(files / "run") if "ratio_max" in line)
+
+
+@pytest.mark.parametrize("more, message", [
+    (["--value-model", "somewhere"], "--value own"), (["--kl-coef", -1], "0 or more"), (["--kl-target", 0], "more than 0"), (["--minibatches", 9], "9"),
+])  # fmt: skip
+def test_what_could_not_be_or_would_do_nothing_is_refused(learn, more, message):
+    status, _, complaints = learn(*more)
+    assert status == 2 and message in complaints
+
+
+def test_a_reward_that_fails_stops_the_run_with_exit_status_1(learn):
+    status, _, complaints = learn(reward="nothing")
+    assert status == 1 and "nan" in complaints
