@@ -1,5 +1,6 @@
 """What a lesson looks at, as arrays: attention maps, rotations, the stream of vectors, which tokens count; the rank and the directions
-of a change of weights, what of it survives rounding, what virtual tokens are near to, and what a training step has to remember.
+of a change of weights, what of it survives rounding, what virtual tokens are near to, what a training step has to remember, and how far
+a policy has moved.
 
 Nothing here draws: a picture is ten lines of matplotlib in the notebook. Nothing here computes a second time what the model
 computes: the numbers come through `capture`, from the very forward pass that makes the logits.
@@ -13,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minift.data.batches import Example
+from minift.data.branches import Tree, rows_of
+from minift.losses.kl import exact_kl
+from minift.losses.logprobs import per_answer
 from minift.models.config import ModelConfig
 from minift.models.rope import rotate, rotation
 from minift.models.transformer import Transformer
@@ -135,6 +139,23 @@ def kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
         result = forward()                                                          # held too: what it kept must not be freed yet
     del result
     return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
+
+
+# -- policies ----------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def distance(policy: Transformer, reference: Transformer, trees: Sequence[Tree], temperature: float, at_once: int = 16) -> Tensor:
+    """(A,) nats, one for each answer of the trees: the exact KL(policy || reference) of the next-token distributions at this temperature,
+    added up over the answer's tokens. Its mean over answers drawn from the policy is the divergence of the two as writers of answers, with
+    less noise than log p - log q of the drawn tokens has. Both models are run as they are: put them into eval mode."""
+    found = []
+    for start in range(0, len(trees), at_once):
+        batch = rows_of(trees[start : start + at_once])
+        read = lambda model: model.hidden(batch.token_ids, segments=batch.segments, branches=batch.branches).flatten(0, 1)[batch.places]    # (n, C)
+        logits = [model.head(read(model)).float() / temperature for model in (policy, reference)]
+        found.append(per_answer(exact_kl(*logits), batch.lengths))
+    return torch.cat(found)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """What the lessons draw is what the model computed."""
 
+import copy
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from minift import peft, watch
 from minift.data.batches import Example
+from minift.data.branches import Tree
 from minift.losses.sft import next_token
 from minift.models.config import ModelConfig
 from minift.models.transformer import Transformer
@@ -175,3 +177,19 @@ def test_kept_bytes_by_hand():                                    # of x W, x is
     assert watch.kept_bytes(layer, lambda: layer(x).sigmoid().sum()) == 4 * 5 * 7
     layer.weight.requires_grad_(True)
     assert watch.kept_bytes(layer, lambda: layer(x) + layer(x)) == 4 * 5 * 3          # x twice, in one place
+
+
+@pytest.mark.parametrize("at_once", [1, 16])
+def test_distance_is_the_exact_kl_of_each_answers_tokens_and_of_no_others(model, at_once):
+    other = copy.deepcopy(model.eval())
+    with torch.no_grad():
+        other.embed.weight.add_(0.3 * torch.randn(other.embed.weight.shape, generator=torch.Generator().manual_seed(1)))
+    trees = [Tree([3, 11], [[7, 2, 5], [4]]), Tree([1, 9, 6], [[8, 2]])]
+    wanted = []
+    for tree in trees:
+        for answer in tree.answers:
+            ids = torch.tensor([[*tree.prompt, *answer]])
+            logs, logs_other = ((m(ids)[0, len(tree.prompt) - 1 : -1] / 0.8).log_softmax(-1) for m in (model, other))       # where the answer is predicted
+            wanted.append((logs.exp() * (logs - logs_other)).sum().item())
+    assert watch.distance(model, other, trees, 0.8, at_once).tolist() == pytest.approx(wanted, rel=1e-4)
+    assert min(wanted) > 0 and watch.distance(model, model, trees, 0.8).abs().max() < 1e-6

@@ -57,4 +57,16 @@ MUTANTS = [
         name="kept_bytes_counts_the_weights", file=FILE, test=TEST,
         old=" if address not in own)", new=")",
     ),
+    Mutant(
+        name="distance_in_the_other_direction", file=FILE, test=TEST,
+        old="for model in (policy, reference)]", new="for model in (reference, policy)]",
+    ),
+    Mutant(
+        name="distance_at_temperature_one", file=FILE, test=TEST,
+        old=".float() / temperature for", new=".float() for",
+    ),
+    Mutant(
+        name="distance_counts_the_prompt", file=FILE, test=TEST,
+        old=".flatten(0, 1)[batch.places]    #", new=".flatten(0, 1)[batch.places - 1]    #",
+    ),
 ]  # fmt: skip
