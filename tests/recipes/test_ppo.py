@@ -10,8 +10,14 @@ from minift.recipes import ppo
 from minift.rl.rollout import Rollout
 from minift.train.log import read_metrics
 from tests.models.small import model
-from tests.recipes.test_grpo import RULE
 
+RULE = """
+def share_of_e(prompts, completions):
+    return [text.count("e") / max(1, len(text)) for text in completions]
+
+def nothing(prompts, completions):
+    return [float("nan")] * len(completions)
+"""
 PROMPTS, ANSWERS = [[3, 5, 8], [9], [4, 6]], [[7, 8, 2], [5, 2], [6, 7, 8, 9]]
 
 
