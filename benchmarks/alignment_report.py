@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 
 from minift.recipes.report import markdown_table
 
+WANTED_KL = 5
 DOCS = Path(__file__).parents[1] / "docs"
 COLORS = {"dpo": "#7a4fa3", "apo-zero": "#d08a2e", "ppo": "#2f5f8f", "grpo": "#2f7d4f", "hacked": "#c4472b"}
 WORDS = {"dpo": "DPO, from pairs", "apo-zero": "APO-zero, from pairs", "ppo": "PPO, against the reward model", "grpo": "GRPO, against the rule", "hacked": "GRPO, no price for distance, 48 steps"}
@@ -24,36 +25,39 @@ def mean_and_spread(values: Sequence[float], form: str) -> str:
 
 def rows(found: dict) -> list[list[str]]:
     start = found["sft"]
-    table = [["sft, the start", f"{start['pep257']:.1%}", "0", f"{start['rouge_l']:.3f}", "", f"{start['different']:.0%}", f"{start['tokens']:.1f}", ""]]
+    table = [["sft, the start", f"{start['pep257']:.1%}", "0", f"{start['rouge_l']:.3f}", "", f"{start['different']:.0%}", f"{start['tokens']:.1f}", "", ""]]
     for n, own in found["best_of"].items():
         change = f"{own['rouge_l'] / start['rouge_l'] - 1:+.0%}"
-        table.append([f"best of {n} by the reward model", f"{own['pep257']:.1%}", f"≤ {own['kl_at_most']:.2f}", f"{own['rouge_l']:.3f}", change, f"{own['different']:.0%}", "", ""])
+        table.append([f"best of {n} by the reward model", f"{own['pep257']:.1%}", f"≤ {own['kl_at_most']:.2f}", f"{own['rouge_l']:.3f}", change, f"{own['different']:.0%}", "", "", ""])
     for name in WORDS:
         runs = [run for run in found["runs"] if run["method"] == name]
         if runs:
             each = lambda key: [run[key] for run in runs]
             change = f"{fmean(each('rouge_l')) / start['rouge_l'] - 1:+.0%}"
             table.append([WORDS[name], mean_and_spread(each("pep257"), ".1%"), mean_and_spread(each("kl"), ".2f"), mean_and_spread(each("rouge_l"), ".3f"), change,
-                          mean_and_spread(each("different"), ".0%"), mean_and_spread(each("tokens"), ".1f"), mean_and_spread(each("minutes"), ".1f")])    # fmt: skip
+                          mean_and_spread(each("different"), ".0%"), mean_and_spread(each("tokens"), ".1f"), mean_and_spread(each("minutes"), ".1f"), str(len(runs))])    # fmt: skip
     return table
 
 
 def write_page(found: dict) -> None:
     draw(found)
     machine, reward = found["machine"], found["reward"]
-    header = ["", "PEP 257", "KL, nats per answer", "ROUGE-L", "against sft", "different", "tokens", "minutes"]
+    header = ["", "PEP 257", "KL, nats per answer", "ROUGE-L", "against sft", "different", "tokens", "minutes", "seeds"]
     last = {run["method"]: run for run in found["runs"]}
     samples = [[start, *(last[name]["examples"][i] for name in WORDS if name in last)] for i, start in enumerate(found["sft"]["examples"])]
-    seeds = sorted({run["seed"] for run in found["runs"] if run["method"] != "hacked"})
-    settings = "\n".join(f"    {name:<8}{', '.join(f'{key} {value}' for key, value in own.items())}" for name, own in found["settings"].items())
+    far = sorted({run["method"] for run in found["runs"] if run["kl"] > WANTED_KL and run["method"] != "hacked"})
+    beyond = f"Wanted were at least 95 % at under {WANTED_KL} nats; farther off than that went, in at least one seed: {', '.join(far)}." if far else f"Wanted were at least 95 % at under {WANTED_KL} nats."
+    settings = "\n".join(f"    {name:<8}{', '.join(f'{key} {value}' for key, value in own.items())}" for name, own in found["settings"].items() if name == "reward" or name in last)
     (DOCS / "alignment.md").write_text(f"""# Does it work? Reward models, DPO, PPO and GRPO on a reward we know
 
 The task: summaries of Python functions that keep PEP 257's five rules, from the bundled model after supervised fine-tuning (quickstart's).
-The rule is exact, so whatever a method claims can be checked. Numbers: {len(seeds)} seeds (mean ± standard deviation), 400 functions of modules that nothing was
+The rule is exact, so whatever a method claims can be checked. Numbers: means over the seeds of the last column (± standard deviation), 400 functions of modules that nothing was
 trained on, one answer each, drawn at temperature {found["temperature"]}. Machine: {machine["cpu"]}, {machine["threads"]} threads, torch {machine["torch"]}, commit {machine["commit"]};
 made by `python -m benchmarks.alignment`, which says how each column is measured.
 
 {markdown_table(header, rows(found))}
+
+{beyond} The minutes are of a busy machine.
 
 The reward model, from {found["pairs"]["pairs"]} pairs of the sft model's own answers in {reward["minutes"]:.1f} minutes, ranks {reward["accuracy"]:.1%} of {found["pairs"]["held_out"]} held-out pairs
 right. On single answers to functions of the test modules its rank correlation with the rule is {reward["rank_correlation"]:.2f} (Spearman; the rule has two values, so about
@@ -68,8 +72,8 @@ yardstick: it trains nothing, and no method can get the same reward for much les
 
 ## A hacked reward
 
-The last row has the same reward as GRPO and no price for distance. It keeps the rules, and goes on paying for nothing: its distance grows with every
-step, its answers become alike and short (the columns "different" and "tokens", and the samples below). The rule was never all that we wanted of a summary; it was a proxy, and
+The last row has the same reward as GRPO and no price for distance. It keeps the rules, and pays for it without measure: its distance is a multiple
+of the others', its answers become alike and short (the columns "different" and "tokens", and the samples below). The rule was never all that we wanted of a summary; it was a proxy, and
 a policy that is free to move finds the shortest way to it. The KL term is what speaks for everything that the reward does not mention.
 
 {markdown_table(["sft", *(name for name in WORDS if name in last)], samples)}
