@@ -14,7 +14,7 @@ The distance to the reference is a term of the loss (--kl-in loss, estimator k3,
 A prompt whose answers all have one reward teaches nothing: if that is so for all, there is no step, not even towards the reference, and it
 is counted (idle).
 All answers of a prompt are one row that holds the prompt once (data/branches.py). Dropout is off: it would make another policy.
-Proved in tests/recipes/test_grpo.py, against trl in tests/parity/test_trl_grpo.py. Left out: DAPO's resampling until rewards differ, rewards per step."""
+Proved in tests/recipes/test_grpo.py and test_on_policy.py, against trl in tests/parity/test_trl_grpo.py. Left out: DAPO's resampling until rewards differ, rewards per step."""
 
 import random
 from collections.abc import Sequence

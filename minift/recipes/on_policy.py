@@ -8,7 +8,7 @@
 grpo.py and ppo.py are learners: what they do with the rewards is theirs. Step s answers the same prompts with the same random numbers
 whether the run was interrupted before or not. A reward source that fails stops the run with its state saved; an interruption waits for the
 end of an update.
-Proved in tests/recipes/test_grpo.py and test_ppo.py. Left out: rollouts by another process, steps on answers of an older policy."""
+Proved in tests/recipes/test_on_policy.py. Left out: rollouts by another process, steps on answers of an older policy."""
 
 import random
 import time

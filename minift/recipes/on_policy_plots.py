@@ -1,7 +1,7 @@
 """What a run on rewards leaves to look at: what the reward cost in distance from the reference, how far ratios strayed in the last step, and the
 same prompts, answered again and again.
 
-Proved in tests/recipes/test_grpo.py."""
+Proved in tests/recipes/test_on_policy.py."""
 
 import json
 from collections.abc import Sequence

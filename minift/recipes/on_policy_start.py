@@ -1,6 +1,6 @@
 """Before and after the loop of on_policy.py: model, prompts, rewards, reference and run folder made ready; what was learned written down.
 
-Proved in tests/recipes/test_grpo.py."""
+Proved in tests/recipes/test_on_policy.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
