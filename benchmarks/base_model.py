@@ -73,6 +73,7 @@ def draw(run: Path, values: dict) -> None:
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(DOCS / "base_model.png", dpi=120)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

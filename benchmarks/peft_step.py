@@ -287,6 +287,7 @@ def report() -> None:
         axes.grid(alpha=0.25, linewidth=0.6, axis="x")
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(DOCS / "peft_speed.png", dpi=120)
+    plt.close(figure)
 
 
 def main() -> None:

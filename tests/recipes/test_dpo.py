@@ -448,8 +448,8 @@ def test_long_prompts_are_refused_by_learned_positions_and_fit_once_they_are_cut
 
 
 def test_the_picture_says_what_it_shows(prefer, monkeypatch):
-    shown = {}
-    monkeypatch.setattr(plt, "close", lambda figure: shown.update({axes.get_title(): axes for axes in figure.axes}))
+    shown, close = {}, plt.close
+    monkeypatch.setattr(plt, "close", lambda figure: close(figure) or shown.update({axes.get_title(): axes for axes in figure.axes}))
     prefer("--eval-every", 2)
     left, right = shown["Which of the two moves?"], shown["How often has the chosen answer gained more?"]
     curves = {line.get_label(): line for line in left.get_lines()}

@@ -218,6 +218,7 @@ def test_the_ratios_of_the_last_step_are_drawn_with_the_clips(tmp_path, monkeypa
     monkeypatch.setattr(plt.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     draw_ratios(tmp_path, [0.7, 0.9, 1.0, 1.0, 1.4], 0.2, 0.3)
     axes = drawn[0].axes[0]
+    assert plt.get_fignums() == []
     assert [line.get_xdata()[0] for line in axes.lines] == [0.8, 1.3] and sum(bar.get_height() for bar in axes.patches) == 5
 
 
