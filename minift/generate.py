@@ -2,8 +2,8 @@
 
     prompt (T tokens) -> hidden (T, C), cache -> logits (V) of the last token -> token -> hidden (1, C), cache -> logits -> ...
 
-Ragged prompts are padded on the right, run through the model once, and each row goes on from its own length: positions are
-never shifted (trap 10). Each row draws from its own random stream. So what a row writes depends on its prompt and its seed,
+Ragged prompts are padded on the right, run through the model once (one that many rows answer, too), and each row goes on from its own
+length: positions are never shifted (trap 10). Each row draws from its own random stream. So what a row writes depends on its prompt and its seed,
 never on its batch mates. Finished rows leave the batch. Logits are sampled in float32, whatever the model's dtype.
 Three ways in, one loop (`steps`): generate_ids (tokens to tokens), generate (texts to texts), stream (pieces of text as they come).
 Proved in tests/test_generate.py; equal to transformers' greedy ids in tests/parity/test_generate.py.
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from minift.errors import InputError
 from minift.losses.logprobs import pack_support
+from minift.models.cache import KVCache
 from minift.models.transformer import Transformer
 from minift.peft.attach import in_rows, rows as answered_by
 from minift.sampling import Sampling, adjust, choose, penalize, row_seeds
@@ -52,27 +53,17 @@ def steps(
     A row ends with a token of `eos_ids` (which is yielded), when the caller adds it to `finished`, or when the model's learned
     positions are used up. sets: who answers each row (peft.rows). supports: of each row a list, which gets for every token it draws the
     tokens it could have drawn, as packed bits (losses/logprobs.py). The model is in eval mode while this runs."""
-    config, device = model.config, model.norm.weight.device
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    T = int(lengths.max())
-    token_ids = torch.zeros(len(prompts), T, dtype=torch.int64)                                    # (B, T), pads on the right
-    seen = torch.zeros(len(prompts), config.vocab_size, dtype=torch.bool)                          # (B, V)
+    rows, ended, dice = list(range(len(prompts))), set(), [torch.Generator().manual_seed(seed) for seed in seeds]
+    seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool)                    # (B, V)
     for row, prompt in enumerate(prompts):
-        token_ids[row, : len(prompt)] = torch.tensor(prompt)
-        seen[row, token_ids[row, : len(prompt)]] = True
-    lengths, token_ids, seen = lengths.to(device), token_ids.to(device), seen.to(device)
-    dice = [torch.Generator().manual_seed(seed) for seed in seeds]
-    rows, ended = list(range(len(prompts))), set()
-    was_training = model.training
-    answering = lambda: contextlib.nullcontext() if sets is None else answered_by(model, [sets[row] for row in rows])
+        seen[row, torch.tensor(prompt)] = True
+    device, was_training = model.norm.weight.device, model.training
+    seen = seen.to(device)
+    answering = lambda: _answering(model, None if sets is None else [sets[row] for row in rows])
     model.eval()
     try:
         limit = position_limit(model)
-        with answering():
-            cache = model.new_cache(len(prompts), min(T + max_new_tokens, limit))
-            hidden = model.hidden(token_ids, cache=cache)                                          # (B, T, C)
-        cache.lengths = cache.virtual + lengths                                                    # forget the pads
-        last = hidden[torch.arange(len(rows), device=device), lengths - 1]                         # (B, C): only these meet the head
+        cache, last = _read(model, prompts, sets, min(max(map(len, prompts)) + max_new_tokens, limit))
         for step in range(max_new_tokens):
             with answering():                                                                      # never across a yield
                 logits = model.head(last).float()                                                  # (B, V)
@@ -102,6 +93,31 @@ def steps(
         model.train(was_training)
 
 
+def _read(model: Transformer, prompts: Sequence[Sequence[int]], sets: Sequence[str | None] | None, capacity: int) -> tuple[KVCache, Tensor]:
+    """A cache of B rows with room for `capacity` tokens that holds the prompts, and the hidden state of each one's last token (B, C).
+
+    A prompt that several rows answer (with the same set) is run once, and what it left is copied to each of them."""
+    asked = list(zip(map(tuple, prompts), [None] * len(prompts) if sets is None else sets))
+    place = {each: i for i, each in enumerate(dict.fromkeys(asked))}                               # D distinct ones
+    which, device = [place[each] for each in asked], model.norm.weight.device
+    lengths = torch.tensor([len(prompt) for prompt, _ in place])
+    token_ids = torch.zeros(len(place), int(lengths.max()), dtype=torch.int64)                     # (D, T), pads on the right
+    for row, (prompt, _) in enumerate(place):
+        token_ids[row, : len(prompt)] = torch.tensor(prompt)
+    lengths, token_ids = lengths.to(device), token_ids.to(device)
+    shared = len(place) < len(asked)
+    with _answering(model, None if sets is None else [name for _, name in place]):
+        cache = model.new_cache(len(place), token_ids.shape[1] if shared else capacity)
+        hidden = model.hidden(token_ids, cache=cache)                                              # (D, T, C)
+    cache.lengths = cache.virtual + lengths                                                        # forget the pads
+    last = hidden[torch.arange(len(place), device=device), lengths - 1]                            # (D, C): only these meet the head
+    return (cache.copies(which, capacity + cache.virtual), last[which]) if shared else (cache, last)
+
+
+def _answering(model: Transformer, sets: Sequence[str | None] | None) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext() if sets is None else answered_by(model, list(sets))
+
+
 def generate_ids(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
@@ -119,8 +135,8 @@ def generate_ids(
 
     eos_ids: one or several end tokens, () for none, None for the config's. seed: an int, or one per prompt (see row_seeds).
     finish(row, token) is told of each new token; True ends the row. batch_size bounds the rows that run together, of similar
-    length. sets: the adapter set that answers each prompt (None: the base). supports: an empty list for each prompt, see `steps`. Raises InputError for an empty prompt or a token id outside
-    the vocabulary."""
+    length. sets: the adapter set that answers each prompt (None: the base). supports: an empty list for each prompt, see `steps`.
+    Raises InputError for an empty prompt or a token id outside the vocabulary."""
     seeds, ends = _check(model, prompts, max_new_tokens, seed, eos_ids)
     if sets is not None and len(sets) != len(prompts):
         raise InputError(f"{len(sets)} sets for {len(prompts)} prompts: name one for each, None for the base")

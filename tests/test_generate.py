@@ -136,6 +136,18 @@ def test_finished_rows_leave_the_batch():
     assert rows == [4, 2, 2, 2]
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_prompt_that_several_rows_answer_is_run_once(name):
+    model, tokens = opinionated(CONFIGS[name]), []
+    asked, sampling = [RAGGED[i] for i in (2, 0, 2, 1, 2, 0)], Sampling(temperature=1.5, repetition_penalty=1.3)
+    alone = [generate_ids(model, [p], sampling, max_new_tokens=12, seed=[s])[0] for p, s in zip(asked, row_seeds(5, 6))]
+    hidden = model.hidden
+    model.hidden = lambda ids, cache: tokens.append(tuple(ids.shape)) or hidden(ids, cache=cache)
+    assert generate_ids(model, asked, sampling, max_new_tokens=12, seed=5) == alone and len(set(map(tuple, alone))) == 6
+    if name != "dynamic":
+        assert tokens == [(3, max(map(len, asked)))] + [(6, 1)] * 11
+
+
 def test_the_head_sees_one_position_per_row():
     model, shapes = opinionated(LLAMA), []
     model.head.register_forward_hook(lambda head, inputs, output: shapes.append(tuple(output.shape)))
@@ -409,6 +421,18 @@ def test_other_bad_input_is_named():
     with pytest.raises(InputError, match="logits are NaN or infinite"):
         generate_ids(model, [[3]])
     assert generate_ids(model, []) == []
+
+
+def test_a_cache_is_copied_row_by_row_with_other_room():
+    cache = KVCache(LLAMA, batch=2, capacity=3)
+    cache.lengths, cache.filled, cache.virtual = torch.tensor([3, 2]), 3, 1
+    cache.keys.normal_(), cache.values.normal_()
+    keys = cache.keys.clone()
+    other = cache.copies([1, 0, 1], 5)
+    assert other.lengths.tolist() == [2, 3, 2] and (other.capacity, other.filled, other.virtual) == (5, 3, 1)
+    assert torch.equal(other.keys[:, :, :, :3], keys[:, [1, 0, 1]]) and torch.equal(other.values[:, :, :, :3], cache.values[:, [1, 0, 1]])
+    other.append(0, torch.ones(3, LLAMA.kv_heads, 1, LLAMA.head_dim), torch.ones(3, LLAMA.kv_heads, 1, LLAMA.head_dim))
+    assert torch.equal(cache.keys, keys) and cache.keys.shape[3] == 3
 
 
 def test_a_cache_that_keeps_rows_keeps_their_lengths():

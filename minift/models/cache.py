@@ -7,6 +7,8 @@ following tokens overwrite them. So nothing is shifted, and no row ever has an e
 Virtual tokens (virtual.py) lie in the first V slots of every row: a row that holds n tokens of text has length V + n.
 Proved in tests/models/test_transformer.py and tests/test_generate.py."""
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,17 @@ class KVCache:
         self.keys[layer][rows, :, slots] = keys.transpose(1, 2).to(self.keys.dtype)     # an advanced index puts (B, T) first
         self.values[layer][rows, :, slots] = values.transpose(1, 2).to(self.values.dtype)
         return self.keys[layer][:, :, : self.filled], self.values[layer][:, :, : self.filled]
+
+    def copies(self, rows: list[int], capacity: int) -> "KVCache":
+        """Another cache, with room for `capacity` tokens a row, whose row i holds what row rows[i] of this one holds: one text goes on in several ways."""
+        other, shape = copy.copy(self), list(self.keys.shape)
+        shape[1], shape[3] = len(rows), capacity
+        other.keys, other.values = self.keys.new_zeros(shape), self.keys.new_zeros(shape)
+        for ours, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            for layer in range(len(ours)):
+                theirs[layer, :, :, : self.filled] = ours[layer, rows, :, : self.filled]
+        other.lengths, other.capacity = self.lengths[rows], capacity
+        return other
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all rows but these (int64 indices): the finished ones cost nothing from here on. What is kept moves up inside the same memory."""

@@ -29,7 +29,19 @@ MUTANTS = [
     ),
     Mutant(
         name="first_token_read_off_a_pad", file="minift/generate.py", test=GENERATE,
-        old="hidden[torch.arange(len(rows), device=device), lengths - 1]", new="hidden[:, -1]",
+        old="hidden[torch.arange(len(place), device=device), lengths - 1]", new="hidden[:, -1]",
+    ),
+    Mutant(
+        name="copies_in_the_order_of_the_distinct", file="minift/generate.py", test=GENERATE,
+        old="which, device = [place[each] for each in asked]", new="which, device = sorted(place[each] for each in asked)",
+    ),
+    Mutant(
+        name="one_prompt_two_sets_run_once", file="minift/generate.py", test="tests/peft/test_rows.py",
+        old="[None] * len(prompts) if sets is None else sets))\n", new="[None] * len(prompts)))\n",
+    ),
+    Mutant(
+        name="the_copy_forgets_the_lengths", file="minift/models/cache.py", test=GENERATE,
+        old="other.lengths, other.capacity = self.lengths[rows], capacity", new="other.capacity = capacity",
     ),
     Mutant(
         name="penalty_forgets_the_answer", file="minift/generate.py", test=GENERATE,

@@ -166,6 +166,11 @@ def test_generation_keeps_every_prompt_with_its_set_though_it_sorts_them_and_let
     assert len({len(answer) for answer in wanted}) > 1                      # they end at different steps
     for batch_size in (64, 2):
         assert generate_ids(model, prompts, max_new_tokens=8, eos_ids=[4, 7], batch_size=batch_size, sets=CHOSEN) == wanted
+    twice = [*prompts, prompts[2], prompts[2]]                              # one prompt, answered by three sets
+    assert len({*(others := [CHOSEN[2], *[name for name in dict.fromkeys(CHOSEN) if name != CHOSEN[2]]][:3])}) == 3
+    several = generate_ids(model, twice, max_new_tokens=8, eos_ids=[4, 7], sets=[*CHOSEN, *others[1:]])
+    assert several[:5] == wanted
+    assert several[5:] == [alone(model, name, [prompts[2]], lambda p: generate_ids(model, p, max_new_tokens=8, eos_ids=[4, 7]))[0] for name in others[1:]]
     with peft.rows(model, CHOSEN), pytest.raises(InputError, match="would mix the sets up: pass sets= instead"):
         generate_ids(model, prompts, max_new_tokens=8)
     with pytest.raises(InputError, match="2 sets for 5 prompts: name one for each"):
