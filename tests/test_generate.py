@@ -139,7 +139,7 @@ def test_finished_rows_leave_the_batch():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_prompt_that_several_rows_answer_is_run_once(name):
     model, tokens = opinionated(CONFIGS[name]), []
-    asked, sampling = [RAGGED[2], RAGGED[0], RAGGED[2][::-1], RAGGED[2], RAGGED[2], RAGGED[0]], Sampling(temperature=1.5, repetition_penalty=1.3)
+    asked, sampling = [RAGGED[i] for i in (3, 0)] + [RAGGED[3][::-1], RAGGED[3], RAGGED[3], RAGGED[0]], Sampling(temperature=1.5, repetition_penalty=1.3)
     alone = [generate_ids(model, [p], sampling, max_new_tokens=12, seed=[s])[0] for p, s in zip(asked, row_seeds(5, 6))]
     hidden = model.hidden
     model.hidden = lambda ids, cache: tokens.append(tuple(ids.shape)) or hidden(ids, cache=cache)
