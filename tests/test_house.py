@@ -15,7 +15,7 @@ FLOORS = [
     {"recipes", "watch"},
     {"rl"},
     {"train", "evaluate", "generate"},
-    {"data", "losses", "peft", "folder", "sampling"},
+    {"data", "losses", "peft", "folder", "sampling", "search"},
     {"quant"},
     {"models", "tokenizer"},
     {"files"},
