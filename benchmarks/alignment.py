@@ -59,7 +59,7 @@ SETTINGS = {
     "dpo": dict(**LORA, lr=5e-4, epochs=2.0, beta=0.5),
     "apo-zero": dict(**LORA, loss="apo-zero", lr=5e-4, epochs=2.0, beta=0.3),
     "ppo": dict(**STEPS, lr=1e-3, max_steps=16, prompts=64, kl_coef=0.15, passes=3),
-    "grpo": dict(**{**STEPS, "schedule": "cosine"}, lr=1e-3, max_steps=24, prompts=16, group=8, kl_coef=0.04),
+    "grpo": dict(**{**STEPS, "schedule": "cosine"}, lr=1e-3, max_steps=40, prompts=32, group=8, kl_coef=0.02),
     "hacked": dict(**STEPS, lr=1e-3, max_steps=48, prompts=16, group=8, kl_coef=0.0),
 }
 
