@@ -27,6 +27,7 @@ from minift.errors import InputError
 from minift.files import new_folder, recover, write_text
 
 _LOW = 2**32 - 1
+_LONGEST = 1e18                  # the product of two such lengths fits float32, which ends at 3.4e38
 _NOTHING = np.iinfo(np.int64).min
 
 
@@ -133,12 +134,14 @@ class Index:
         """rows (n, C) as float64, for cosine of length 1. `start`: the number of the first one, for the error."""
         rows = rows.astype(np.float64)
         lengths = np.sqrt(np.einsum("nc,nc->n", rows, rows))                                 # (n,); NaN or infinite if the row is
-        bad = ~np.isfinite(lengths) | ((lengths == 0) & (self.similarity == "cosine"))
+        cosine = self.similarity == "cosine"
+        bad = ~np.isfinite(lengths) | ((lengths == 0) if cosine else (lengths > _LONGEST))
         if bad.any():
             row = int(bad.argmax())
-            found = "is all zeros, so it has no direction and no cosine" if lengths[row] == 0 else "has NaN or infinity"
+            found = "is all zeros, so it has no direction and no cosine" if cosine else f"is {lengths[row]:.1g} long: float32 may not hold its products"
+            found = found if np.isfinite(lengths[row]) else "has NaN or infinity"
             raise InputError(f"{what} {start + row} {found}: leave it out, or embed it again")
-        if self.similarity == "cosine":
+        if cosine:
             rows /= lengths[:, None]
         return rows
 

@@ -65,10 +65,12 @@ def test_zero_and_minus_zero_are_one_score():
     vectors = np.array([[-0.0, 1], [0.0, 1], [0.0, -1], [-1, 0]], dtype=np.float32)
     scores, ids = Index(vectors, "m", similarity="dot").search([[1.0, 0.0], [1.0, -0.0]], k=4)
     assert ids.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]] and not np.signbit(scores[:, :3]).any() and (scores[:, 3] == -1).all()
+    tiny = np.array([[-1e-30], [1e-30], [0]], dtype=np.float32)               # -1e-60 is -0.0 in float32
+    assert Index(tiny, "m", similarity="dot").search(tiny[1:2], k=3)[1].tolist() == [[0, 1, 2]]
 
 
 def test_scores_below_zero_are_in_order_too():
-    vectors = -np.array([[1e-30], [3.0], [2.0], [1e30]], dtype=np.float32)
+    vectors = -np.array([[1e-30], [3.0], [2.0], [1e17]], dtype=np.float32)
     scores, ids = Index(vectors, "m", similarity="dot").search([[1.0]], k=4)
     assert ids.tolist() == [[0, 2, 1, 3]] and scores[0].tolist() == vectors[[0, 2, 1, 3], 0].tolist()
 
@@ -165,6 +167,7 @@ def test_an_index_of_another_model_or_width_is_refused(tmp_path):
     (lambda: Index(COMPASS, "m").search(COMPASS, 0), "k is 0"),
     (lambda: Index(COMPASS, "m").search([[1.0, np.nan]], 1), "query 0 has NaN or infinity"),
     (lambda: Index(COMPASS, "m").search([[1.0, 1], [0, 0]], 1), "query 1 is all zeros"),
+    (lambda: Index(COMPASS * np.float32(1e20), "m", similarity="dot").search(COMPASS, 1), "vector 0 is 2e.20 long: float32 may not hold"),
 ])
 def test_what_cannot_be_searched_is_refused(build, text):
     with pytest.raises(InputError, match=text):

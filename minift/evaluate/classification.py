@@ -26,8 +26,8 @@ def single_label(logits, labels, names: Sequence[str] | None = None, bins: int =
     """One class per row. logits (N, K), or log-probabilities; labels (N,) from 0 to K - 1; names: the classes', default their numbers.
 
     accuracy, mcc, auroc, ece, rows, precision_macro ... f1_micro, and precision[name], recall[name], f1[name] for each class.
-    Equal largest logits: the first class is the prediction. auroc is class 1's for K = 2; else each class's probability against
-    the rest, mean over those that occur. Micro scores all equal accuracy here. Raises InputError."""
+    Equal largest logits: the first class is the prediction. auroc: each class's probability against the rest, mean over the
+    classes that occur (for K = 2 both have the same). Micro scores all equal accuracy here. Raises InputError."""
     logits = numbers(logits, "logits", 2)
     classes = logits.shape[1]
     if classes < 2:
@@ -37,9 +37,9 @@ def single_label(logits, labels, names: Sequence[str] | None = None, bins: int =
     predictions = logits.argmax(1)
     odds = np.exp(logits - logits.max(1, keepdims=True))
     p = odds / odds.sum(1, keepdims=True)                                     # (N, K)
-    chosen = [1] if classes == 2 else np.unique(labels)
+    log_odds = lambda k: logits[:, k] - np.logaddexp.reduce(np.delete(logits, k, axis=1), axis=1)    # orders rows as p_k does, which ties at 1.0
     scores = from_predictions(predictions, labels, classes, names)
-    scores["auroc"] = float(np.mean([auroc(p[:, k], labels == k) for k in chosen]))
+    scores["auroc"] = float(np.mean([auroc(log_odds(k), labels == k) for k in np.unique(labels)]))
     scores["ece"] = reliability(p.max(1).clip(0, 1), predictions == labels, bins).ece
     return scores
 

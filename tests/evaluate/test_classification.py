@@ -68,6 +68,10 @@ def test_two_classes_have_the_auroc_of_class_1():
     assert single_label(logits + 100 * torch.arange(4.0)[:, None], [0, 0, 1, 1])["auroc"] == 0.75    # of probabilities, not of one logit
 
 
+def test_probabilities_that_round_to_1_keep_their_order():
+    assert single_label([[0.0, 50], [0, 60]], [0, 1])["auroc"] == single_label([[50.0, 0], [60, 0]], [1, 0])["auroc"] == 1.0
+
+
 def test_more_classes_have_the_mean_over_those_that_occur():
     logits = np.log([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.3, 0.5, 0.2], [0.5, 0.4, 0.1]])
     # class 0 of rows 0, 2: .6 > .2, .5 and .3 > .2 only: 3/4.   class 1 of rows 1, 3: .7 > both, .4 > .3 only: 3/4.   class 2: absent

@@ -38,6 +38,7 @@ def test_a_centre_without_rows_moves_to_the_farthest_row():
 def test_a_row_alone_at_its_centre_is_not_taken_from_it():          # 100 is farthest from its centre, 60, but alone there
     found = lloyd(np.array([[0.0], [1.0], [100.0]]), np.array([[0.5], [60.0], [1000.0]]))
     assert sorted(found.assignment) == [0, 1, 2] and found.inertia == 0
+    assert sorted(lloyd(np.array([[7.0], [0.0], [0.0]]), np.array([[7.0], [0.0], [99.0]])).assignment) == [0, 1, 2]
 
 
 def test_the_same_seed_gives_the_same_clusters_and_plain_groups_are_found():
