@@ -31,7 +31,7 @@ _LONGEST = 1e18                  # the product of two such lengths fits float32,
 _NOTHING = np.iinfo(np.int64).min
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Index:
     """Raises InputError for no vectors, another dtype or shape, ids that do not rise. NaN is found when rows are read: by save and search."""
 

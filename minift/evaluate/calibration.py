@@ -15,7 +15,7 @@ from minift.errors import InputError
 from minift.evaluate.arrays import numbers, same_length
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reliability:
     """A reliability plot: bin b holds confidences in (edges[b], edges[b + 1]]."""
 

@@ -19,7 +19,7 @@ from minift.errors import InputError
 from minift.evaluate.arrays import directions, numbers, same_length, whole_numbers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Clusters:
     assignment: np.ndarray
     """(N,) int64: the cluster of each row, 0 to K - 1."""
