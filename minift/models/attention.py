@@ -5,7 +5,7 @@
 
 G query heads share one key/value head (grouped-query attention, arXiv:2305.13245). S = T without a cache, more with one.
 Who may look where is decided once per forward, in `visibility`, for all blocks together: causality, documents in one row,
-padding, a sliding window and ALiBi are all the same kind of thing, a bias on the scores. Keys and values of V virtual tokens
+padding, a sliding window and ALiBi are all the same kind of thing, a bias on the scores. Encoders look both ways. Keys and values of V virtual tokens
 (prefix tuning, virtual.py) may stand in front of the others: S = V + T.
 Left out: dropout on attention weights (it slows the fused kernels and no recent family uses it).
 Proved in tests/models/test_transformer.py and tests/parity/test_families.py."""
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from minift.models.cache import KVCache
 from minift.models.config import ModelConfig
 from minift.models.linear import Linear
+from minift.models.ragged import Ragged
 from minift.models.rope import alibi_slopes, rotate
 
 
@@ -30,13 +31,17 @@ class Context(NamedTuple):
     rotation: tuple[Tensor, Tensor] | None = None
     """rope.rotation's cos and sin; None without rotary positions."""
     bias: Tensor | None = None
-    """From `visibility`; None is plain causal attention."""
+    """From `visibility`; None: a token sees all before it, in an encoder all."""
     prefix: tuple[Tensor, Tensor] | None = None
     """This block's k and v of virtual tokens, (kv heads, V, D), where no cache holds them."""
     cache: KVCache | None = None
     capture: dict | None = None
     virtual: int = 0
     """V: how many virtual tokens stand in front of each text, whatever their kind."""
+    ragged: Ragged | None = None
+    """How the texts of one row lie, where they are looked at one by one (ragged.py)."""
+    biases: tuple[Tensor | None, ...] = ()
+    """In place of `bias`, one for each of its runs."""
 
 
 def visibility(
@@ -49,12 +54,17 @@ def visibility(
     virtual: int = 0,
     branches: Tensor | None = None,
 ) -> Tensor | None:
-    """The bias every head of a block adds to its scores: None (plain causal), bool (B, 1, T, S), or with ALiBi float (B, H, T, S).
+    """The bias every head of a block adds to its scores: None (plain causal, or all), bool (B, 1, T, S), or with ALiBi float (B, H, T, S).
 
     places (B, T): where each query stands, counted from the first virtual token; slots = S; segments (B, T) of the queries, or None.
     A query sees a key at or before it, in its own segment or among the V virtual tokens, at most window - 1 tokens back; with branches
-    (B, T), in its own branch or the segment's trunk (branch 0). Every query sees at least itself, so no row of the softmax is empty (trap 9)."""
+    (B, T), in its own branch or the segment's trunk (branch 0). In an encoder it also sees what follows, in its own segment. Every query sees at
+    least itself, so no row of the softmax is empty (trap 9)."""
     T, device = places.shape[1], places.device
+    if not config.causal:
+        if segments is None:
+            return None
+        return F.pad(segments[:, None, :, None] == segments[:, None, None, :], (slots - T, 0), value=True)
     if cache is None and segments is None and config.position != "alibi" and (window is None or window >= slots) and slots == T:
         return None
     if cache is None:                                                  # slots in the row, not places: packing restarts those
@@ -120,6 +130,8 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if context.rotation is not None:
             q, k = rotate(q, *context.rotation), rotate(k, *context.rotation)
+        if context.ragged is not None:
+            return self.out(self.text_by_text(q, k, v, context))
         if context.prefix is not None:
             before = [part.to(k.dtype).expand(B, -1, -1, -1) for part in context.prefix]
             k, v = torch.cat([before[0], k], dim=2), torch.cat([before[1], v], dim=2)        # (B, kv heads, V+T, D)
@@ -129,15 +141,33 @@ class Attention(nn.Module):
         if bias is not None and bias.dtype != torch.bool:
             bias = bias.to(q.dtype)
         if context.capture is not None:
-            context.capture[f"blocks.{self.layer}.attention.weights"] = explicit_weights(q, k, bias)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=q.shape[1] != k.shape[1])
-        return self.out(mixed.transpose(1, 2).reshape(B, T, -1))                 # (B, T, H D) -> (B, T, C)
+            context.capture[f"blocks.{self.layer}.attention.weights"] = explicit_weights(q, k, bias, self.config.causal)
+        return self.out(self.mix(q, k, v, bias).transpose(1, 2).reshape(B, T, -1))          # (B, T, H D) -> (B, T, C)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """q (B, H, T, D), k and v (B, kv heads, S, D) -> (B, H, T, D)."""
+        causal = bias is None and self.config.causal
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+
+    def text_by_text(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """q (1, H, N, D), k and v (1, kv heads, N, D) of texts laid end to end -> (1, N, H D): texts of one length at a time."""
+        runs = zip(*(context.ragged.batches(part[0].transpose(0, 1)) for part in (q, k, v)), context.biases)
+        mixed = []
+        for *run, bias in runs:                                                              # (texts, length, heads, D)
+            q, k, v = (part.transpose(1, 2) for part in run)
+            if context.prefix is not None:
+                before = [part.to(k.dtype).expand(len(k), -1, -1, -1) for part in context.prefix]
+                k, v = torch.cat([before[0], k], dim=2), torch.cat([before[1], v], dim=2)
+            mixed.append(self.mix(q, k, v, bias if bias is None or bias.dtype == torch.bool else bias.to(q.dtype)).transpose(1, 2))
+        return context.ragged.row(mixed).flatten(1)[None]
 
 
-def explicit_weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+def explicit_weights(q: Tensor, k: Tensor, bias: Tensor | None, causal: bool = True) -> Tensor:
     """softmax(q kT / sqrt(D) + bias), (B, H, T, S): what the fused kernel never writes down; for lessons and tests."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)                     # each kv head serves H/K query heads
     scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5        # (B, H, T, S)
+    if bias is None and not causal:
+        return scores.softmax(-1)
     if bias is None:
         T, S = scores.shape[-2:]
         bias = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()

@@ -1,6 +1,6 @@
-"""Every architectural choice of a decoder, as one frozen dataclass.
+"""Every architectural choice of a decoder or an encoder, as one frozen dataclass.
 
-A model family (GPT-2, LLaMA, Falcon, ...) is a setting of these fields, never a class of its own: families.py maps each Hugging Face
+A model family (GPT-2, LLaMA, Falcon, BERT, ...) is a setting of these fields, never a class of its own: families.py maps each Hugging Face
 config.json to a ModelConfig and back. Letters: V vocabulary, C model width, H heads, D head width, T time."""
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of one decoder. Defaults are LLaMA's choices."""
+    """The shape of one model. Defaults are LLaMA's choices."""
 
     vocab_size: int
     """V: rows of the embedding."""
@@ -45,11 +45,17 @@ class ModelConfig:
 
     family: str = "llama"
     """Whose folder layout the weights are read from and written in: a name in families.FAMILIES."""
+    causal: bool = True
+    """A token sees the tokens before it; False: all tokens of its text (encoders)."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_eps: float = 1e-5
     norm_offset: float = 0.0
     """Added to the stored norm weight: Gemma stores w and multiplies by 1 + w."""
     position: Literal["rope", "learned", "alibi"] = "rope"
+    first_position: int = 0
+    """Rows of the table of learned positions before a text's first token (RoBERTa leaves 2 out)."""
+    token_types: int = 0
+    """Learned vectors that say which text of a pair a token is of (BERT has 2); 0: none."""
     rope_theta: float = 10000.0
     rope_dim: int | None = None
     """How many of the D numbers of a head are rotated (None: all; GPT-NeoX rotates a quarter)."""
@@ -69,18 +75,22 @@ class ModelConfig:
     """RMSNorm over each head of q and k before the rotation (Qwen3)."""
     windows: tuple[int | None, ...] = ()
     """Per block, how many latest tokens a token may see, itself included (None: all). Empty: all, in every block."""
+    norm_after: bool = False
+    """A norm follows each residual sum instead of preceding each branch, and none stands at the end (BERT)."""
     parallel: bool = False
     """x + attention(norm1(x)) + mlp(norm2(x)) instead of one after the other."""
     shared_norm: bool = False
     """In a parallel block the MLP reads norm1's output and norm2 does not exist (Falcon-7B)."""
     embed_norm: bool = False
-    """A LayerNorm right after the embedding (BLOOM)."""
+    """A LayerNorm right after the embedding (BLOOM, BERT)."""
     embed_scale: float = 1.0
     """The embedding is multiplied by this (Gemma: sqrt(C))."""
     tie_embeddings: bool = True
     """The output head is the embedding matrix."""
     dropout: float = 0.0
     """On the embedding and on each residual branch, while training."""
+    top: Literal["next", "mask", "pooler", "none"] = "next"
+    """What reads the stream: logits of the next token (decoders); of encoders, logits of masked tokens, a layer on the first token, or nothing."""
     labels: int = 0
     """K of a scorer: that many scores in place of the V logits (scorer.py); 0: a language model."""
     bos_token_id: int | None = None
@@ -94,6 +104,12 @@ class ModelConfig:
             raise ValueError(f"windows has {len(self.windows)} entries for {self.layers} layers")
         if self.shared_norm and not self.parallel:
             raise ValueError("shared_norm is a choice of parallel blocks only")
+        if self.norm_after and self.parallel:
+            raise ValueError("norm_after is a choice of blocks that are not parallel")
+        if not self.causal and (self.position == "alibi" or any(width is not None for width in self.windows)):
+            raise ValueError("sliding windows and ALiBi look backwards: they are choices of decoders")
+        if self.causal != (self.top == "next"):
+            raise ValueError(f"top is {self.top!r}: a decoder predicts the next token, an encoder does not")
 
     def window(self, layer: int) -> int | None:
         """The sliding window of block `layer`, or None for full attention."""

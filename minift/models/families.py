@@ -12,6 +12,7 @@ The weight names are in names.py. Proved in tests/models/test_families.py and, a
 import dataclasses
 
 from minift.errors import InputError
+from minift.models import bert_families as bert
 from minift.models import gpt_families as gpt
 from minift.models import llama_families as llama
 from minift.models.config import ModelConfig
@@ -27,6 +28,10 @@ FAMILIES = {
     "bloom": (gpt.bloom, gpt.bloom_back),
     "gpt_neox": (gpt.gpt_neox, gpt.gpt_neox_back),
     "gemma": (llama.gemma, llama.gemma_back),
+    "bert": (bert.bert, bert.bert_back),
+    "roberta": (bert.roberta, bert.roberta_back),
+    "xlm-roberta": (bert.xlm_roberta, bert.xlm_roberta_back),
+    "distilbert": (bert.distilbert, bert.distilbert_back),
 }
 """model_type -> (config.json to ModelConfig, and back)."""
 
@@ -113,4 +118,6 @@ def _plain(config: ModelConfig) -> ModelConfig:
         trained = None if scaling.original_max_positions == config.max_positions else scaling.original_max_positions
         scaling = dataclasses.replace(scaling, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=trained)
     rotated = None if config.rope_dim == config.head_dim else config.rope_dim
-    return dataclasses.replace(config, windows=windows, rope_scaling=scaling, rope_dim=rotated)
+    bare = config.top == "none" and config.family in ("bert", "roberta", "xlm-roberta")      # whether there is a pooler, the weights say
+    top = "pooler" if bare else config.top
+    return dataclasses.replace(config, top=top, windows=windows, rope_scaling=scaling, rope_dim=rotated)

@@ -9,6 +9,7 @@ stored, in its shape; what does not fit is an error that lists it.
 Left out: other formats; quantized weights, which quant/folder.py reads and writes with what is here.
 Proved in tests/models/test_folder.py and tests/parity/test_families.py."""
 
+import dataclasses
 import json
 from collections.abc import Collection
 from pathlib import Path
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 from minift.errors import InputError
 from minift.files import new_folder, write_text
 from minift.models.config import ModelConfig
+from minift.models.encoder import Encoder
 from minift.models.families import from_hf, to_hf
-from minift.models.names import BUFFERS, is_transposed, module_names, table
+from minift.models.names import BUFFERS, SPARE, is_transposed, module_names, table
 from minift.models.scorer import Scorer
 from minift.models.stored import FLOATS, INDEX, WEIGHTS, Stored, read, read_json, same, some, stored
 from minift.models.transformer import Transformer
@@ -42,9 +44,10 @@ def read_model(folder: str | Path, dtype: torch.dtype = torch.float32, device: t
 
     Raises InputError for a folder that is missing, no checkpoint, pickled, damaged, or does not fit its config.json."""
     folder = Path(folder)
-    config = read_config(folder)
+    config, held = read_config(folder), stored(folder)
+    config = as_stored(config, held)
     model = skeleton(config)
-    for ours, (source, transposed) in match(config, wanted_tensors(config, model), stored(folder), folder).items():
+    for ours, (source, transposed) in match(config, wanted_tensors(config, model), held, folder).items():
         assign(model, ours, read(source, transposed, dtype, device))
     tie(model)
     return model.eval()
@@ -112,15 +115,21 @@ def write_tensors(config: dict, tensors: dict[str, Tensor], folder: str | Path, 
         write_text(aside / INDEX, json.dumps({"metadata": sizes, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n")
 
 
+def as_stored(config: ModelConfig, held: dict[str, Stored]) -> ModelConfig:
+    """The config, of an encoder without a task that was saved without its pooler: without one."""
+    bare = config.top == "pooler" and not config.labels and not any(name.endswith("pooler.dense.weight") for name in held)
+    return dataclasses.replace(config, top="none") if bare else config
+
+
 def skeleton(config: ModelConfig) -> Transformer:
-    """The model with shapes and without memory: a Scorer if the config has labels."""
+    """The model with shapes and without memory: an Encoder, a Scorer if a decoder's config has labels, or a Transformer."""
     with torch.device("meta"):
-        return Scorer(config) if config.labels else Transformer(config)
+        return Encoder(config) if not config.causal else Scorer(config) if config.labels else Transformer(config)
 
 
 def tie(model: Transformer) -> None:
-    """A tied head is the embedding; a scorer has no such head."""
-    if model.config.tie_embeddings and not model.config.labels:
+    """A tied head is the embedding; a scorer has no such head, nor an encoder that says no tokens."""
+    if model.config.tie_embeddings and not model.config.labels and model.config.top in ("next", "mask"):
         model.head.weight = model.embed.weight
 
 
@@ -140,10 +149,14 @@ def match(config: ModelConfig, wanted: dict[str, Wanted], held: dict[str, Stored
     known = {want.name for want in wanted.values()}
     head, embed = (f"{table(config)[module]}.weight" for module in ("head", "embed"))
     base = embed.partition(".")[0] + "."                                   # saved from the bare model: without "transformer." / "model."
-    found = {}
+    spare, found = SPARE.get(config.family, ()), {}
     for name, tensor in held.items():
         if name.endswith(BUFFERS):
             continue
+        if not config.causal:                                              # the first BERTs call their norms' weights by these letters
+            name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+            if not {name, base + name} & known and (name.startswith(spare) or (base + name).startswith(spare)):
+                continue
         full = base + name if name not in known and name != head and base + name in known | {head} else name
         if full in found:
             raise InputError(f"{tensor.file}: {name} is there twice, with and without {base!r}")

@@ -1,4 +1,4 @@
-"""What each family's checkpoints call the modules of our decoder: one table per family, nothing else.
+"""What each family's checkpoints call the modules of our transformer: one table per family, nothing else.
 
 A table maps our module path to the Hugging Face one; {} stands for the block's number. The `.weight` and `.bias` at the end are
 the same on both sides. GPT-2 stores its linears as Conv1D, (in, out): those weights are transposed on the way in and out.
@@ -65,10 +65,64 @@ GPT_NEOX = {
     "head": "embed_out",
 }
 
+BERT = {
+    "embed": "bert.embeddings.word_embeddings",
+    "positions": "bert.embeddings.position_embeddings",
+    "types": "bert.embeddings.token_type_embeddings",
+    "embed_norm": "bert.embeddings.LayerNorm",
+    "blocks.{}.attention.q": "bert.encoder.layer.{}.attention.self.query",
+    "blocks.{}.attention.k": "bert.encoder.layer.{}.attention.self.key",
+    "blocks.{}.attention.v": "bert.encoder.layer.{}.attention.self.value",
+    "blocks.{}.attention.out": "bert.encoder.layer.{}.attention.output.dense",
+    "blocks.{}.norm1": "bert.encoder.layer.{}.attention.output.LayerNorm",
+    "blocks.{}.mlp.up": "bert.encoder.layer.{}.intermediate.dense",
+    "blocks.{}.mlp.down": "bert.encoder.layer.{}.output.dense",
+    "blocks.{}.norm2": "bert.encoder.layer.{}.output.LayerNorm",
+    "pooler": "bert.pooler.dense",
+    "transform": "cls.predictions.transform.dense",
+    "transform_norm": "cls.predictions.transform.LayerNorm",
+    "head": "cls.predictions",                                 # its bias; its weight is the embedding
+    "score": "classifier",
+}
+
+ROBERTA = {
+    **{ours: theirs.replace("bert.", "roberta.") for ours, theirs in BERT.items()},
+    "transform": "lm_head.dense",
+    "transform_norm": "lm_head.layer_norm",
+    "head": "lm_head",
+}
+
+DISTILBERT = {
+    "embed": "distilbert.embeddings.word_embeddings",
+    "positions": "distilbert.embeddings.position_embeddings",
+    "embed_norm": "distilbert.embeddings.LayerNorm",
+    "blocks.{}.attention.q": "distilbert.transformer.layer.{}.attention.q_lin",
+    "blocks.{}.attention.k": "distilbert.transformer.layer.{}.attention.k_lin",
+    "blocks.{}.attention.v": "distilbert.transformer.layer.{}.attention.v_lin",
+    "blocks.{}.attention.out": "distilbert.transformer.layer.{}.attention.out_lin",
+    "blocks.{}.norm1": "distilbert.transformer.layer.{}.sa_layer_norm",
+    "blocks.{}.mlp.up": "distilbert.transformer.layer.{}.ffn.lin1",
+    "blocks.{}.mlp.down": "distilbert.transformer.layer.{}.ffn.lin2",
+    "blocks.{}.norm2": "distilbert.transformer.layer.{}.output_layer_norm",
+    "pooler": "pre_classifier",
+    "transform": "vocab_transform",
+    "transform_norm": "vocab_layer_norm",
+    "head": "vocab_projector",
+    "score": "classifier",
+}
+
+SPARE = {
+    "bert": ("cls.", "bert.pooler.", "classifier."),
+    "roberta": ("lm_head.", "roberta.pooler.", "classifier."),
+    "xlm-roberta": ("lm_head.", "roberta.pooler.", "classifier."),
+    "distilbert": ("vocab_", "pre_classifier.", "classifier."),
+}
+"""What an encoder's file may hold beside what is wanted: tops for other tasks than the one its config.json names. They are left where they are."""
+
 CONV1D = (".attention.qkv", ".attention.out", ".mlp.up", ".mlp.down")
 """The modules whose weights GPT-2 stores as (in, out)."""
 
-BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq")
+BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq", "embeddings.position_ids")
 """Endings of stored tensors that are no weights: causal masks and rotary frequencies, which we compute. Skipped when reading."""
 
 
@@ -81,7 +135,10 @@ def table(config: ModelConfig) -> dict[str, str]:
         if config.parallel:                                                                # 40B
             return {**FALCON, "blocks.{}.norm1": block + "ln_attn", "blocks.{}.norm2": block + "ln_mlp"}
         return {**BLOOM, "blocks.{}.norm1": block + "input_layernorm", "blocks.{}.norm2": block + "post_attention_layernorm"}
-    return {"gpt2": GPT2, "bloom": BLOOM, "gpt_neox": GPT_NEOX}.get(config.family, LLAMA)
+    if config.family in ("roberta", "xlm-roberta"):
+        return {**ROBERTA, "pooler": "classifier.dense", "score": "classifier.out_proj"} if config.labels else ROBERTA
+    tables = {"gpt2": GPT2, "bloom": BLOOM, "gpt_neox": GPT_NEOX, "bert": BERT, "distilbert": DISTILBERT}
+    return tables.get(config.family, LLAMA)
 
 
 def module_names(config: ModelConfig) -> dict[str, str]:
@@ -90,7 +147,12 @@ def module_names(config: ModelConfig) -> dict[str, str]:
     The head is named even if it is tied, for adapters that sit on it. Modules this config does not have are left out; a scorer has a
     head called "score", as in every ...ForSequenceClassification."""
     absent = {
-        "head": config.labels > 0,
+        "head": config.labels > 0 or config.top not in ("next", "mask"),
+        "transform": config.top != "mask",
+        "transform_norm": config.top != "mask",
+        "pooler": config.top != "pooler",
+        "score": not config.labels,
+        "types": not config.token_types,
         "positions": config.position != "learned",
         "embed_norm": not config.embed_norm,
         "blocks.{}.norm2": config.shared_norm,
@@ -106,7 +168,7 @@ def module_names(config: ModelConfig) -> dict[str, str]:
             names[ours] = theirs
         for layer in range(config.layers if "{}" in ours else 0):
             names[ours.format(layer)] = theirs.format(layer)
-    return {**names, "score": "score"} if config.labels else names
+    return {**names, "score": names.get("score", "score")} if config.labels else names
 
 
 def is_transposed(config: ModelConfig, module: str) -> bool:

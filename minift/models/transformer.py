@@ -1,4 +1,4 @@
-"""The decoder: embed the tokens, let each block read and write one stream of vectors, and predict the next token.
+"""The transformer: embed the tokens, let each block read and write one stream of vectors, and predict the next token.
 
     x = embed[ids]                                  (B, T, C)
     for each block:  x = x + attention(norm1(x));  x = x + mlp(norm2(x))
@@ -6,8 +6,9 @@
 
 One class serves every family (GPT-2, LLaMA, Mistral, Qwen, Falcon, BLOOM, GPT-NeoX, Gemma): what differs is a field of ModelConfig.
 Four doors lead in: token ids or ready-made embeddings, a KV cache (generation), and `virtual` (prompt and prefix tuning, virtual.py).
-`capture={}` collects named intermediates for a lesson; the normal path never computes them.
-Left out: encoders and experts (not yet needed), cross-attention.
+Texts share a batch padded or packed (`segments`) or end to end in one row without pads (`ragged`, ragged.py); encoders (encoder.py) and
+scorers (scorer.py) are this with another top.
+`capture={}` collects named intermediates for a lesson; the normal path never computes them. Left out: experts, cross-attention.
 Proved in tests/models/test_transformer.py; equal to transformers in tests/parity/test_families.py."""
 
 import torch
@@ -16,76 +17,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minift.errors import InputError
-from minift.models.attention import Attention, Context, visibility
+from minift.models.attention import Context, visibility
+from minift.models.block import Block, make_norm
 from minift.models.cache import KVCache
 from minift.models.config import ModelConfig
 from minift.models.families import module_names
-from minift.models.linear import Linear
+from minift.models.ragged import Ragged
 from minift.models.rope import rotation
 from minift.models.virtual import NoVirtual, Virtual
-
-ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
-
-
-class OffsetRMSNorm(nn.RMSNorm):
-    """RMSNorm whose stored weight w acts as (offset + w), in float32 as Gemma does it."""
-
-    def __init__(self, width: int, eps: float, offset: float):
-        super().__init__(width, eps=eps)
-        self.offset = offset
-        nn.init.constant_(self.weight, 1.0 - offset)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.normalized_shape, self.offset + self.weight.float(), self.eps).to(x.dtype)
-
-
-def make_norm(config: ModelConfig) -> nn.Module:
-    if config.norm == "layernorm":
-        return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
-    if config.norm_offset:
-        return OffsetRMSNorm(config.hidden_size, config.norm_eps, config.norm_offset)
-    return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-
-
-class MLP(nn.Module):
-    """down(act(up(x))), or with a gate down(act(gate(x)) * up(x)) (SwiGLU, Shazeer 2020, arXiv:2002.05202)."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        C, M = config.hidden_size, config.mlp_size
-        self.gate = Linear(C, M, bias=config.mlp_bias) if config.gated else None
-        self.up = Linear(C, M, bias=config.mlp_bias)
-        self.down = Linear(M, C, bias=config.mlp_bias)
-        self.act = ACTIVATIONS[config.activation]
-
-    def forward(self, x: Tensor) -> Tensor:                           # (B, T, C) -> (B, T, C)
-        if self.gate is None:
-            return self.down(self.act(self.up(x)))
-        return self.down(self.act(self.gate(x)) * self.up(x))
-
-
-class Block(nn.Module):
-    def __init__(self, config: ModelConfig, layer: int):
-        super().__init__()
-        self.parallel, self.layer, self.dropout = config.parallel, layer, config.dropout
-        self.norm1 = make_norm(config)
-        self.attention = Attention(config, layer)
-        self.norm2 = None if config.shared_norm else make_norm(config)
-        self.mlp = MLP(config)
-
-    def forward(self, x: Tensor, context: Context) -> Tensor:                             # (B, T, C) -> (B, T, C)
-        drop = lambda y: F.dropout(y, self.dropout, self.training) if self.dropout else y
-        normed = self.norm1(x)                                                            # (B, T, C)
-        attended = drop(self.attention(normed, context))
-        if self.parallel:                                                                 # both read the same x
-            x = x + attended + drop(self.mlp(normed if self.norm2 is None else self.norm2(x)))
-        else:
-            x = x + attended
-            x = x + drop(self.mlp(self.norm2(x)))
-        if context.capture is not None:
-            context.capture[f"blocks.{self.layer}.attention"] = attended
-            context.capture[f"blocks.{self.layer}.hidden"] = x
-        return x
 
 
 class Transformer(nn.Module):
@@ -99,15 +38,17 @@ class Transformer(nn.Module):
         C = config.hidden_size
         # `_start` draws the numbers. nn.Embedding(V, C) would too, and on the meta device that costs a second and 150 MB of imports.
         self.embed = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, C), freeze=False)                     # (V, C)
-        learned = config.position == "learned"
-        self.positions = nn.Embedding.from_pretrained(torch.empty(config.max_positions, C), freeze=False) if learned else None
+        table = lambda rows: nn.Embedding.from_pretrained(torch.empty(rows, C), freeze=False)
+        self.positions = table(config.first_position + config.max_positions) if config.position == "learned" else None
+        self.types = table(config.token_types) if config.token_types else None
         self.virtual = NoVirtual()                                                      # virtual tokens come in here
         self.embed_norm = make_norm(config) if config.embed_norm else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = make_norm(config)
-        self.head = nn.Linear(C, config.vocab_size, bias=False)
-        if config.tie_embeddings:
-            self.head.weight = self.embed.weight
+        self.norm = nn.Identity() if config.norm_after else make_norm(config)
+        if config.top == "next":
+            self.head = nn.Linear(C, config.vocab_size, bias=False)
+            if config.tie_embeddings:
+                self.head.weight = self.embed.weight
         self.apply(self._start)
 
     def _start(self, module: nn.Module) -> None:
@@ -130,12 +71,16 @@ class Transformer(nn.Module):
         branches: Tensor | None = None,
         cache: KVCache | None = None,
         capture: dict | None = None,
+        ragged: Ragged | None = None,
+        token_types: Tensor | None = None,
     ) -> Tensor:
         """The stream after the last norm, (B, T, C): `forward` without the head. Same arguments."""
         x = self.embed(token_ids) if embeds is None else embeds                         # (B, T, C)
         B, T, _ = x.shape
         if cache is not None and segments is not None:
             raise InputError("a KV cache holds one text per row: pass segments or a cache, not both")
+        if ragged is not None and not (B == 1 and T == ragged.tokens and cache is None and segments is None):
+            raise InputError(f"ragged lays {ragged.tokens} tokens in one row, without a cache and segments: the row is ({B}, {T})")
         if branches is not None and segments is None:
             raise InputError("branches belong to a segment: pass segments too (all ones where a row is one tree)")
         if branches is not None and not self.can_branch():
@@ -146,18 +91,21 @@ class Transformer(nn.Module):
             x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype)                # rounded to x's dtype, as Gemma does
         virtual = self.virtual() if cache is None else None                             # a cache holds them already
         V = cache.virtual if cache is not None else virtual.count if virtual is not None else 0
-        places = self._places(B, T, V, segments, branches, cache, x.device)                       # (B, T)
-        positions = places if positions is None else positions
+        counted = self._places(B, T, V, segments, branches, cache, x.device) if ragged is None else V + ragged.places().to(x.device)[None]
+        places, positions = counted, counted if positions is None else positions        # (B, T)
         if virtual is None or virtual.embeds is None:
             prefix = None if virtual is None else virtual.keys_values
-            return self.norm(self._blocks(x, places, positions, segments, branches, V, prefix, cache, capture))
+            return self.norm(self._blocks(x, places, positions, segments, branches, V, prefix, cache, capture, ragged, token_types))
+        if ragged is not None:
+            raise InputError("virtual tokens would have to stand before each text of the row: pad or pack the texts (segments) instead")
         self._refuse_shared_stretch(places, segments)
         before = torch.arange(V, device=x.device).expand(B, V)
         x = torch.cat([virtual.embeds.to(x.dtype).expand(B, V, -1), x], dim=1)          # (B, V + T, C)
         places, positions = torch.cat([before, places], dim=1), torch.cat([before, positions], dim=1)
         segments = None if segments is None else F.pad(segments, (V, 0), value=-1)      # which number is all the same: all may see them
         branches = None if branches is None else F.pad(branches, (V, 0), value=0)
-        return self.norm(self._blocks(x, places, positions, segments, branches, V, None, None, capture)[:, V:])
+        token_types = None if token_types is None else F.pad(token_types, (V, 0), value=0)
+        return self.norm(self._blocks(x, places, positions, segments, branches, V, None, None, capture, None, token_types)[:, V:])
 
     def _blocks(
         self,
@@ -170,6 +118,8 @@ class Transformer(nn.Module):
         prefix: list[tuple[Tensor, Tensor]] | None,
         cache: KVCache | None,
         capture: dict | None,
+        ragged: Ragged | None = None,
+        token_types: Tensor | None = None,
     ) -> Tensor:
         """Embedded tokens, virtual ones among them -> the stream before the last norm, (B, T, C) both."""
         config, T = self.config, x.shape[1]
@@ -181,7 +131,9 @@ class Transformer(nn.Module):
                 raise InputError(
                     f"this model has {config.max_positions} learned positions, the text has {longest - virtual} tokens{behind}: shorten it"
                 )
-            x = x + self.positions(positions)
+            x = x + self.positions(config.first_position + positions)
+        if self.types is not None:
+            x = x + (self.types.weight[0] if token_types is None else self.types(token_types))
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         if config.dropout:
@@ -190,11 +142,18 @@ class Transformer(nn.Module):
             capture["embed"] = x
         turns = rotation(config, positions, segments) if config.position == "rope" else None
         windows = {config.window(layer) for layer in range(config.layers)}
-        biases = {w: visibility(config, places, segments, cache, w, slots, virtual, branches) for w in windows}
+        if ragged is None:
+            biases = {w: visibility(config, places, segments, cache, w, slots, virtual, branches) for w in windows}
+        else:                                                                           # a run has one length, so all its texts have one bias
+            before = 0 if prefix is None else virtual
+            own = [virtual + torch.arange(length, device=x.device)[None] for _, length in ragged.runs]
+            biases = {w: tuple(visibility(config, one, None, None, w, before + one.shape[1], virtual) for one in own) for w in windows}
         recompute = self.checkpointing and torch.is_grad_enabled() and cache is None    # a cache must not be written twice (trap 33)
         for layer, block in enumerate(self.blocks):
             own = None if prefix is None else prefix[layer]
-            context = Context(positions, turns, biases[config.window(layer)], own, cache, capture, virtual)
+            bias = biases[config.window(layer)]
+            whole, by_run = (bias, ()) if ragged is None else (None, bias)
+            context = Context(positions, turns, whole, own, cache, capture, virtual, ragged, by_run)
             x = checkpoint(block, x, context, use_reentrant=False) if recompute else block(x, context)
         if cache is not None:
             cache.lengths = cache.lengths + T
@@ -210,6 +169,8 @@ class Transformer(nn.Module):
         branches: Tensor | None = None,
         cache: KVCache | None = None,
         capture: dict | None = None,
+        ragged: Ragged | None = None,
+        token_types: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V); position t predicts token t + 1.
 
@@ -218,8 +179,9 @@ class Transformer(nn.Module):
         that follow the segment's first tokens, its trunk 0, each as if the others were not there (data/branches.py). positions (B, T) override
         the counted ones, which begin at V behind V virtual tokens. cache: the tokens follow those it holds and are added to it.
         capture: a dict to be filled with "embed", "blocks.N.attention.weights" (B, H, T, S), "blocks.N.attention" and "blocks.N.hidden"
-        (B, T, C); virtual tokens come first in S, and those of prompt tuning in T too."""
-        doors = dict(positions=positions, segments=segments, branches=branches, cache=cache, capture=capture)
+        (B, T, C); virtual tokens come first in S, and those of prompt tuning in T too. ragged: the row (1, N) is texts end to end; the attention
+        weights are then not captured. token_types (B, T) int64: which text of a pair (None: the first)."""
+        doors = dict(positions=positions, segments=segments, branches=branches, cache=cache, capture=capture, ragged=ragged, token_types=token_types)
         return self.head(self.hidden(token_ids, embeds=embeds, **doors))
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch import nn
 
 from minift.errors import InputError
-from minift.models.transformer import Block
+from minift.models.block import Block
 from minift.peft.targets import published_names
 from minift.peft.wrapper import base_modules
 

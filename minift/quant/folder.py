@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from minift.errors import InputError
 from minift.models import folder as full
 from minift.models.families import to_hf
-from minift.models.folder import Wanted, assign, config_json, config_of, match, skeleton, tie, to_store, wanted_tensors, write_tensors
+from minift.models.folder import Wanted, as_stored, assign, config_json, config_of, match, skeleton, tie, to_store, wanted_tensors, write_tensors
 from minift.models.stored import Stored, read, slices, stored
 from minift.models.transformer import Transformer
 from minift.quant import layout
@@ -61,7 +61,7 @@ def read_model(
         raise InputError(
             f"{folder} is in {what.scheme} already: quantizing twice would add the errors. Leave out quantize, or start from the full weights"
         )
-    config = config_of(hf, folder)
+    config = as_stored(config_of(hf, folder), held)
     model = skeleton(config)
     wanted, packed = wanted_tensors(config, model), {}
     if what is not None:

@@ -25,7 +25,8 @@ from minift import peft
 from minift.data.branches import Tree, batches_of_trees, rows_of
 from minift.errors import InputError
 from minift.losses.logprobs import per_answer
-from minift.models.transformer import Block, Transformer
+from minift.models.block import Block
+from minift.models.transformer import Transformer
 from minift.peft.attach import names, state_of
 from minift.train.answers import logprobs_of_answers
 from minift.train.precision import Precision, autocast

@@ -71,6 +71,41 @@ def test_the_three_falcon_layouts():
     assert (plain.qkv, plain.kv_heads, plain.parallel, plain.shared_norm) == ("grouped", 3, False, False)
 
 
+BERT = dict(model_type="bert", vocab_size=100, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3)
+
+
+def test_a_small_bert_config_is_understood_field_by_field():
+    config = from_hf(BERT)
+    assert (config.causal, config.norm_after, config.embed_norm, config.norm, config.norm_eps) == (False, True, True, "layernorm", 1e-12)
+    assert (config.token_types, config.max_positions, config.first_position, config.activation) == (2, 512, 0, "gelu")
+    assert (config.pad_token_id, config.bos_token_id, config.dropout, config.top) == (0, None, 0.1, "pooler")
+    for architecture, top, labels in (("BertForMaskedLM", "mask", 0), ("BertForPreTraining", "mask", 0), ("BertForSequenceClassification", "pooler", 2), ("BertModel", "pooler", 0)):
+        config = from_hf({**BERT, "architectures": [architecture]})
+        assert (config.top, config.labels) == (top, labels)
+
+
+def test_robertas_positions_begin_behind_the_pads_number():
+    config = from_hf({**BERT, "model_type": "roberta", "max_position_embeddings": 514})
+    assert (config.first_position, config.max_positions, config.pad_token_id, config.bos_token_id, config.eos_token_id) == (2, 512, 1, 0, 2)
+    assert from_hf({**BERT, "model_type": "xlm-roberta", "pad_token_id": 4}).first_position == 5
+
+
+def test_distilbert_has_other_names_and_no_types():
+    config = from_hf(dict(model_type="distilbert", vocab_size=100, dim=24, hidden_dim=40, n_layers=2, n_heads=3, dropout=0.2, activation="relu", layer_norm_eps=0.5))
+    assert (config.hidden_size, config.mlp_size, config.layers, config.heads, config.dropout, config.activation) == (24, 40, 2, 3, 0.2, "relu")
+    assert (config.token_types, config.norm_eps, config.top) == (0, 1e-12, "none")
+
+
+@pytest.mark.parametrize("fields, text", [
+    (dict(is_decoder=True), "is_decoder is True: minift implements only False for the bert family"),
+    (dict(position_embedding_type="relative_key"), "position_embedding_type is 'relative_key': minift implements only 'absolute'"),
+    (dict(tie_word_embeddings=False), "tie_word_embeddings is False"),
+])    # fmt: skip
+def test_encoders_refuse_what_they_do_not_have(fields, text):
+    with pytest.raises(InputError, match=text):
+        from_hf({**BERT, **fields})
+
+
 def test_gemma_scales_its_embedding_and_offsets_its_norms():
     config = llama(model_type="gemma", hidden_act="gelu", head_dim=16)                      # the first release's "gelu" means tanh
     assert (config.embed_scale, config.norm_offset, config.activation) == (24**0.5, 1.0, "gelu_tanh")
@@ -134,7 +169,7 @@ def test_an_unknown_family_is_refused_with_the_known_ones():
         from_hf({"model_type": "mamba"})
     with pytest.raises(InputError, match="no model_type"):
         from_hf({"vocab_size": 3})
-    assert list(FAMILIES) == "gpt2 llama mistral qwen2 qwen3 falcon bloom gpt_neox gemma".split()
+    assert list(FAMILIES) == "gpt2 llama mistral qwen2 qwen3 falcon bloom gpt_neox gemma bert roberta xlm-roberta distilbert".split()
 
 
 @pytest.mark.parametrize(
