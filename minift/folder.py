@@ -4,6 +4,7 @@
     model, tokenizer = load("path/to/checkpoint")   # config.json, *.safetensors and tokenizer files; weights may be quantized
     model, tokenizer = load("base", quantize="nf4") # its linears in 4 bits, quantized as they are read
     save(model, tokenizer, "new-folder")
+    model, tokenizer = load("encoder-folder")       # BERT's kin; how embeddings are made is in model.pooling (models/pooling.py)
 
 Proved in tests/test_folder.py."""
 
@@ -14,8 +15,11 @@ import torch
 from minift import tokenizer as tokenizers
 from minift.errors import InputError
 from minift.files import new_folder, recover
+from minift.models.encoder import Encoder
 from minift.models.families import SCORER
+from minift.models.folder import config_json, config_of
 from minift.models.scorer import Scorer
+from minift.models.sentence_folder import read_pooling, write_pooling
 from minift.models.transformer import Transformer
 from minift.quant.folder import read_model, write_model
 from minift.quant.tensor import Scheme
@@ -50,7 +54,7 @@ def load(
     """Read a checkpoint folder, or a bundled model by name. The tokenizer must not be larger than the embedding.
 
     quantize: "nf4", "fp4", "int8" or "int4" for the linears of a folder with full weights; head, embeddings, norms and biases are in dtype.
-    scores: K for a Scorer with K scores (models/scorer.py): the folder's own, or the body of a language model and a new head drawn from `seed`."""
+    scores: K for a model with K scores (models/scorer.py, encoder.py): the folder's own, or the body of a model and a new head drawn from `seed`."""
     folder = locate(name)
     try:
         torch.empty(0, device=device)
@@ -59,20 +63,36 @@ def load(
     tokenizer = tokenizers.load(folder)
     model = read_model(folder, dtype, device, quantize)
     tokenizers.check_fits(tokenizer, model.config.vocab_size)
-    if isinstance(model, Scorer) and not scores:
+    model.pooling = read_pooling(folder)
+    if model.config.labels and not scores:
         raise InputError(f"{folder} holds a reward model or a classifier (its config.json says ...{SCORER}), and a language model is wanted here")
     if scores:
-        model = model if isinstance(model, Scorer) else Scorer.on(model, scores, seed)
+        made = Scorer if model.config.causal else Encoder
+        model = model if model.config.labels else made.on(model, scores, seed)
         if model.config.labels != scores:
             raise InputError(f"{folder} gives {model.config.labels} scores, and {scores} are wanted here: name another folder")
         model.score.float()                                                 # a head is small, and two close scores are no one number
     return model, tokenizer
 
 
+def decoder(
+    name: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", quantize: Scheme | None = None,
+    scores: int = 0, seed: int = 0,
+) -> tuple[Transformer, Tokenizer]:
+    """`load`, for work that writes texts or scores them token by token: raises InputError for an encoder."""
+    folder = locate(name)
+    if (folder / "config.json").exists() and not config_of({**config_json(folder), "quantization_config": None}, folder).causal:
+        raise InputError(f"{folder} is an encoder: it reads texts and writes none, and a decoder is wanted here. What an encoder can do: minift embed")
+    return load(folder, dtype, device, quantize, scores, seed)
+
+
 def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path, overwrite: bool = False) -> None:
-    """Write a folder that transformers and `load` can read: config.json, model.safetensors and the tokenizer's files.
+    """Write a folder that transformers and `load` can read: config.json, model.safetensors and the tokenizer's files; where the model says how
+    its embeddings are made, sentence-transformers' files too.
 
     Quantized linears are written as they are: nf4, fp4 and int8 as bitsandbytes writes them, int4 in minift's own form."""
     with new_folder(folder, overwrite) as aside:
         write_model(model, aside)
         tokenizer.save(aside)
+        if model.pooling is not None:
+            write_pooling(model.pooling, model.config.hidden_size, aside)

@@ -14,7 +14,7 @@ FLOORS = [
     {"cli"},
     {"recipes", "watch"},
     {"rl"},
-    {"train", "evaluate", "generate"},
+    {"train", "evaluate", "generate", "embed"},
     {"data", "losses", "peft", "folder", "sampling", "search"},
     {"quant"},
     {"models", "tokenizer"},

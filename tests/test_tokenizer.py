@@ -292,7 +292,7 @@ def test_a_chat_template_may_be_a_text_a_list_of_named_ones_or_a_file(folders, t
 
 def test_a_folder_without_a_tokenizer_says_what_was_looked_for(tmp_path):
     write(tmp_path, config_json={}, vocab_json={"a": 0})
-    with pytest.raises(InputError, match=r"no tokenizer in .*tokenizer.json, tokenizer.model, spiece.model, or vocab.json with merges.txt"):
+    with pytest.raises(InputError, match=r"no tokenizer in .*tokenizer.json, tokenizer.model, spiece.model, vocab.txt, or vocab.json with merges.txt"):
         T.load(tmp_path)
 
 

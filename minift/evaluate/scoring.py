@@ -41,7 +41,7 @@ def load_scorer(
         whole = folders.locate(folder)
         if not _is_scorer(whole):
             raise InputError(f"{whole} is a language model, which gives no scores: train one with `minift reward`, or name its folder")
-        model, tokenizer = folders.load(whole, dtype, device, quantize, scores=labels)
+        model, tokenizer = folders.decoder(whole, dtype, device, quantize, scores=labels)
         return model.requires_grad_(False), tokenizer
     named = base or config.get("base_model_name_or_path") or config.get("model_name")
     if not named:
@@ -49,7 +49,7 @@ def load_scorer(
     whole = folders.locate(named)
     if not _json(whole / "config.json").get("quantization_config"):
         quantize = quantize or _json(folder / "base.json").get("quantize")
-    model, tokenizer = folders.load(whole, dtype, device, quantize, scores=labels)
+    model, tokenizer = folders.decoder(whole, dtype, device, quantize, scores=labels)
     for mixed in sorted((folder / "mixed").iterdir()) if (folder / "mixed").is_dir() else ():     # what a fusion mixes
         peft.load(model, mixed, mixed.name)
     peft.load(model, folder)

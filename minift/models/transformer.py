@@ -22,6 +22,7 @@ from minift.models.block import Block, make_norm
 from minift.models.cache import KVCache
 from minift.models.config import ModelConfig
 from minift.models.families import module_names
+from minift.models.pooling import Pooling
 from minift.models.ragged import Ragged
 from minift.models.rope import rotation
 from minift.models.virtual import NoVirtual, Virtual
@@ -33,6 +34,8 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.pooling: Pooling | None = None
+        """How the folder says that embeddings of texts are made (pooling.py)."""
         self.checkpointing = False
         """Recompute each block in the backward pass instead of keeping its activations: about 30 % more time, far less memory."""
         C = config.hidden_size

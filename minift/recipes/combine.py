@@ -56,7 +56,7 @@ def run(config: Config) -> None:
         if records[-1] != records[0]:
             both = f"{folders_in[0]} and {folder}"
             raise InputError(f"{both} were not trained on the same kind of base ({base_record.FILE}): no base is right for both, combine others")
-    model, _ = folders.load(config.model)
+    model, _ = folders.decoder(config.model)
     sets = {f"{place}": weight for place, weight in enumerate(config.weights, 1)}
     for name, folder in zip(sets, folders_in):
         peft.load(model, folder, name)

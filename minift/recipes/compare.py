@@ -187,7 +187,7 @@ def prepare(config: Config, say: Callable[[str], None]) -> Task:
     if missing:
         raise InputError(f"--text {missing[0]}: no such file")
     texts = [Path(name).read_text(encoding="utf-8") for name in config.text] or documents("test", config.packages)
-    model, tokenizer = folders.load(config.model, quantize=config.quantize)
+    model, tokenizer = folders.decoder(config.model, quantize=config.quantize)
     train, valid, judged = spread(train, config.train), spread(valid, config.valid), spread(judged, config.judged)
     use_template(tokenizer, [*train, *valid, *judged], None)
     sides: list[list[Row]] = []

@@ -144,7 +144,7 @@ def train(
         method=method, options=OPTIONS.get(method, {}), lr=rate, seed=seed, epochs=1e6, max_steps=task.steps, eval_every=task.steps, batch_tokens=task.batch_tokens,
         precision=task.precision, quantize=task.quantize,
     )  # fmt: skip
-    model, _ = folders.load(task.model, quantize=sft.loaded_in(config))
+    model, _ = folders.decoder(task.model, quantize=sft.loaded_in(config))
     watch = Watch(memory()[0])
     sft.choose_parameters(model, config, tokenizer)
     counts = peft.trainable(model)
@@ -173,7 +173,7 @@ def finished(task: Task, run: Trained, tokenizer: Tokenizer) -> tuple[int, float
     with tempfile.TemporaryDirectory() as folder:
         written = sft.write_result(run.model, tokenizer, run.config, Path(folder), base=task.model)
         file_bytes = sum(file.stat().st_size for file in written.rglob("*.safetensors"))
-    base, _ = folders.load(task.model, quantize=task.quantize)
+    base, _ = folders.decoder(task.model, quantize=task.quantize)
     prompts = [prompt_ids(row, tokenizer) for row in task.judged[:8]]
     slow = slowdown(base, run.model, prompts, task.rounds)
     if not peft.names(run.model):

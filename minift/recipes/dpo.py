@@ -84,7 +84,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     check(config)
     refuse_without_effect(config)
     train_rows, valid_rows = read_rows(config.data, config.eval_data, config.held_out, config.columns, one_answer=config.loss == "kto")
-    model, tokenizer = folders.load(config.model, getattr(torch, config.dtype), config.device, loaded_in(config))
+    model, tokenizer = folders.decoder(config.model, getattr(torch, config.dtype), config.device, loaded_in(config))
     use_template(tokenizer, [*train_rows.questions, *valid_rows.questions], config.template)
     train_set, valid_set = (rows.examples(tokenizer, config.max_length) for rows in (train_rows, valid_rows))
     choose_parameters(model, config, tokenizer)

@@ -72,7 +72,7 @@ MIXED = "mixed"
 
 def load_base(name: str, quantize: base_record.Asked | None, dtype: str = "float32", device: str = "cpu") -> tuple[Transformer, Tokenizer]:
     """What --model and --quantize name. Raises InputError if full weights are asked for and the folder has none."""
-    model, tokenizer = folders.load(name, getattr(torch, dtype), device, None if quantize == "none" else quantize)
+    model, tokenizer = folders.decoder(name, getattr(torch, dtype), device, None if quantize == "none" else quantize)
     if quantize == "none" and any(isinstance(module, QuantizedLinear) for module in model.modules()):
         found = base_record.name(base_record.describe(model))
         raise InputError(f"--quantize none asks for full weights, and {name} has {found}: name a folder with the full ones, or leave it out")

@@ -54,7 +54,7 @@ def start(config: OnPolicyConfig, needs_reference: bool) -> Start:
         raise InputError("--reference has no effect where no distance to it is measured (--skip-kl): leave it out")
     train, valid = split_prompts(config)
     source = combined(config.rewards, lambda name: load_scorer(name, device=config.device))
-    model, tokenizer = folders.load(config.model, getattr(torch, config.dtype), config.device, loaded_in(config))
+    model, tokenizer = folders.decoder(config.model, getattr(torch, config.dtype), config.device, loaded_in(config))
     use_template(tokenizer, [prompt.row for prompt in [*train, *valid]], config.template)
     reference = Reference()
     if needs_reference:
@@ -110,7 +110,7 @@ def reference_of(config: OnPolicyConfig, tokenizer: Tokenizer) -> Reference:
     """The policy with its adapter off where it has one; else, or if another is named, a second model."""
     if config.reference is None and not METHODS[config.method].whole:
         return Reference(off=peft.disabled)
-    model, theirs = folders.load(config.reference or config.model, getattr(torch, config.dtype), config.device, loaded_in(config))
+    model, theirs = folders.decoder(config.reference or config.model, getattr(torch, config.dtype), config.device, loaded_in(config))
     same_tokens(tokenizer, theirs, f"the reference {config.reference}")
     return Reference(model.requires_grad_(False))
 

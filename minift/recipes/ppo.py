@@ -116,7 +116,7 @@ def value_of(config: Config, begun: Start) -> SharedValue | OwnValue:
     if config.value == "shared":
         torch.manual_seed(config.seed)
         return SharedValue(begun.model.config.hidden_size).to(device)
-    scorer, tokenizer = folders.load(config.value_model or config.model, getattr(torch, config.dtype), device, loaded_in(config), scores=1)
+    scorer, tokenizer = folders.decoder(config.value_model or config.model, getattr(torch, config.dtype), device, loaded_in(config), scores=1)
     same_tokens(begun.tokenizer, tokenizer, f"the value model {config.value_model}")
     choose_parameters(scorer, config, tokenizer)
     scorer.checkpointing = config.checkpointing

@@ -96,7 +96,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     if config.out is not None:
         refuse_if_used(config.out, config.overwrite)
     seen, held_out = texts(config)
-    model, tokenizer = folders.load(config.model, getattr(torch, config.dtype), config.device)
+    model, tokenizer = folders.decoder(config.model, getattr(torch, config.dtype), config.device)
     linears = to_quantize(model)
     if config.context > position_limit(model):
         raise InputError(f"--context is {config.context}, this model has {position_limit(model)} learned positions: pass that or less")

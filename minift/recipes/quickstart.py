@@ -72,7 +72,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     console.print("Reading the signatures and docstrings of the packages on this machine ...")
     train, valid, test = (pairs(split, config.packages) for split in ("train", "valid", "test"))
     judged = spread(test, config.judged)
-    model, tokenizer = folders.load(config.model, quantize=loaded_in(config))
+    model, tokenizer = folders.decoder(config.model, quantize=loaded_in(config))
     train_set, valid_set, test_set = (build([as_row(pair) for pair in side], tokenizer, max_length=256)[0] for side in (train, valid, judged))
     choose_parameters(model, config, tokenizer)
     refuse_too_long([*train_set, *valid_set, *test_set], model)

@@ -65,7 +65,7 @@ def reference_sums(model: Transformer, trees: Sequence[Tree], name: str, folder:
             found = sums(model, trees, tokens, precision)
     else:
         device = model.norm.weight.device
-        other, _ = folders.load(name, model.norm.weight.dtype, device)
+        other, _ = folders.decoder(name, model.norm.weight.dtype, device)
         if other.config.vocab_size != model.config.vocab_size:
             raise InputError(f"the reference {name} knows {other.config.vocab_size} tokens, the model {model.config.vocab_size}: they need one tokenizer")
         found = sums(other, trees, tokens, precision)

@@ -79,7 +79,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     if config.compile:
         raise InputError("--compile has nothing to gain here, where every batch has another shape: leave it out")
     train_rows, valid_rows = read_rows(config.data, config.eval_data, config.held_out, config.columns)
-    model, tokenizer = folders.load(config.model, getattr(torch, config.dtype), config.device, loaded_in(config), scores=1, seed=config.seed)
+    model, tokenizer = folders.decoder(config.model, getattr(torch, config.dtype), config.device, loaded_in(config), scores=1, seed=config.seed)
     pad_apart_from_end(model, tokenizer)
     use_template(tokenizer, [*train_rows.questions, *valid_rows.questions], config.template)
     train_set, valid_set = (rows.examples(tokenizer, config.max_length) for rows in (train_rows, valid_rows))

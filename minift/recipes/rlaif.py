@@ -108,7 +108,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     say = (lambda text: None) if quiet else print
     following = _following(config)
     asked = _asked(config)
-    model, tokenizer = folders.load(config.model, getattr(torch, config.dtype), config.device, loaded_in(config))
+    model, tokenizer = folders.decoder(config.model, getattr(torch, config.dtype), config.device, loaded_in(config))
     use_template(tokenizer, [row for row, _ in asked], config.template)
     judge, check = make_judge(config), reward(config.check, config) if config.check else None
     how = Drawing(config.answers, Sampling(config.temperature, config.top_k, config.top_p), config.new_tokens, config.stop, config.seed)

@@ -200,7 +200,7 @@ class Stages:
     @torch.no_grad()
     def conformance(self, adapter: Path | None) -> float:
         config = self.config
-        model, tokenizer = folders.load(self.answers, device=config.device)
+        model, tokenizer = folders.decoder(self.answers, device=config.device)
         if adapter is not None:
             peft.load(model, adapter)
         ids = [prompt_ids(prompt.row, tokenizer) for prompt in spread(docstring_prompts("test"), config.judged)]

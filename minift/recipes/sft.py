@@ -84,7 +84,7 @@ def run(config: Config, quiet: bool = False) -> Result:
         train_rows, valid_rows = rows, read(config.eval_data, columns=config.columns)
     else:
         train_rows, valid_rows = split_rows(rows, fraction=config.held_out, seed=0)
-    model, tokenizer = folders.load(config.model, getattr(torch, config.dtype), config.device, loaded_in(config))
+    model, tokenizer = folders.decoder(config.model, getattr(torch, config.dtype), config.device, loaded_in(config))
     use_template(tokenizer, [*train_rows, *valid_rows], config.template)
     making = dict(learn=config.learn, max_length=config.max_length)
     train_set, report = build(train_rows, tokenizer, **making)

@@ -1,10 +1,10 @@
 """The tokenizer of a Hugging Face folder.
 
-The vocabulary is the first of tokenizer.json; tokenizer.model or spiece.model; vocab.json with merges.txt. The special tokens are
+The vocabulary is the first of tokenizer.json; tokenizer.model or spiece.model; vocab.json with merges.txt; BERT's vocab.txt. The special tokens are
 those of tokenizer_config.json, special_tokens_map.json, the vocabulary itself, generation_config.json and config.json, in that
 order of trust. A special token that the vocabulary lacks gets the next free id, as in transformers; check_fits then finds out
 whether the embedding has a row for it.
-Proved in tests/test_tokenizer.py. Left out: WordPiece's vocab.txt; a vocab.json with merges.txt that is not GPT-2's (the files do not
+Proved in tests/test_tokenizer.py. Left out: a vocab.json with merges.txt that is not GPT-2's (the files do not
 say how words are split); the `clean_up_tokenization_spaces` of old configs; T5's EOS at the end where its config does not say so."""
 
 import json
@@ -17,7 +17,7 @@ from minift.tokenizer.tokenizer import Tokenizer
 from minift.tokenizer.vocabulary import ROLES, Fast, SentencePiece
 
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
-VOCABULARY_FILES = ("tokenizer.json", *SENTENCEPIECE_FILES, "vocab.json", "merges.txt")
+VOCABULARY_FILES = ("tokenizer.json", *SENTENCEPIECE_FILES, "vocab.json", "merges.txt", "vocab.txt")
 
 
 def load(folder: str | Path) -> Tokenizer:
@@ -31,8 +31,9 @@ def load(folder: str | Path) -> Tokenizer:
     for text, i in _json(folder / "added_tokens.json").items():
         config.setdefault("added_tokens_decoder", {}).setdefault(str(i), {"content": text, "special": True})
     found = next((name for name in ("tokenizer.json", *SENTENCEPIECE_FILES) if name in files), None)
-    if found is None and not {"vocab.json", "merges.txt"} <= files.keys():
-        raise InputError(f"no tokenizer in {folder}: looked for {', '.join(VOCABULARY_FILES[:3])}, or vocab.json with merges.txt. "
+    pieces = found is None and "vocab.txt" in files and not {"vocab.json", "merges.txt"} & files.keys()
+    if found is None and not pieces and not {"vocab.json", "merges.txt"} <= files.keys():
+        raise InputError(f"no tokenizer in {folder}: looked for {', '.join(VOCABULARY_FILES[:3])}, vocab.txt, or vocab.json with merges.txt. "
                          "Put the tokenizer's files beside the model's config.json")
     models = _json(folder / "generation_config.json"), _json(folder / "config.json")
     try:
@@ -40,12 +41,14 @@ def load(folder: str | Path) -> Tokenizer:
             vocabulary = _from_json(files[found], config)
         elif found:
             vocabulary = from_sentencepiece(files[found], config)
+        elif pieces:
+            vocabulary = _from_wordpiece(files["vocab.txt"], config)
         else:
             vocabulary = _from_gpt2(folder, config, models[1].get("model_type", "gpt2"))
     except InputError:
         raise
     except Exception as error:                                          # both packages raise a bare Exception for a damaged file
-        raise InputError(f"{folder / (found or 'vocab.json')} cannot be read as a tokenizer ({error}): fetch it again") from None
+        raise InputError(f"{folder / (found or ('vocab.txt' if pieces else 'vocab.json'))} cannot be read as a tokenizer ({error}): fetch it again") from None
     for role in ROLES:                                                  # the last resort: an id where nobody gave a name
         ids = [i for m in models for i in _ids(m.get(f"{role}_token_id")) if i in vocabulary.special_ids]
         if ids and not config[f"{role}_token"]:
@@ -95,6 +98,33 @@ def _from_gpt2(folder: Path, config: dict, model_type: str) -> Fast:
     if vocabulary.id("<|endoftext|>") is not None:
         for role in ("bos", "eos", "unk"):
             config[f"{role}_token"] = config.get(f"{role}_token") or "<|endoftext|>"
+    return vocabulary
+
+
+def _from_wordpiece(content: bytes, config: dict) -> Fast:
+    """BERT's: a piece a line, the longest that fits is taken, "##" marks one that goes on a word (Wu et al. 2016, arXiv:1609.08144). BERT's own
+    special tokens and clean-up, where the config is silent; [CLS] before a text, [SEP] behind it."""
+    pieces = {piece: i for i, piece in enumerate(content.decode("utf-8").split("\n")) if piece}
+    for role, token in (("bos", "[CLS]"), ("eos", "[SEP]"), ("pad", "[PAD]"), ("unk", "[UNK]")):
+        config[f"{role}_token"] = config[f"{role}_token"] or config.get({"bos": "cls_token", "eos": "sep_token"}.get(role), None) or token
+        if config[f"{role}_token"] not in pieces:
+            raise InputError(f"vocab.txt has no piece {config[f'{role}_token']!r}: it is not BERT's, or not whole")
+    inner = tokenizers.Tokenizer(tokenizers.models.WordPiece(pieces, unk_token=config["unk_token"], max_input_chars_per_word=100))
+    lower = config.setdefault("do_lower_case", True)
+    inner.normalizer = tokenizers.normalizers.BertNormalizer(
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True), strip_accents=config.get("strip_accents"), lowercase=lower)
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    inner.decoder = tokenizers.decoders.WordPiece()
+    begins, ends = config["bos_token"], config["eos_token"]
+    inner.post_processor = tokenizers.processors.BertProcessing((ends, pieces[ends]), (begins, pieces[begins]))
+    vocabulary = Fast(inner)
+    _add(vocabulary, config)
+    for token in (config[f"{role}_token"] for role in ROLES):
+        vocabulary.add(token)
+    if "[MASK]" in pieces:
+        vocabulary.add("[MASK]")
+    config["add_bos_token"] = config["add_eos_token"] = True
+    config.setdefault("tokenizer_class", "BertTokenizer")
     return vocabulary
 
 
