@@ -36,6 +36,10 @@ def always(prompts, completions):
 
 def exact(prompts, completions, answer):
     return [float(text.strip() == reference) for text, reference in zip(completions, answer)]
+
+def number(prompts, completions, answer):
+    assert all(f"Question {own}:" in prompt for prompt, own in zip(prompts, answer))
+    return [float(own) for own in answer]
 '''
 
 
@@ -69,6 +73,11 @@ def same(one: Path, other: Path) -> bool:
 
 def steps(folder: Path) -> list[dict]:
     return [line for line in read_metrics(folder) if "loss" in line]
+
+
+def test_each_step_has_its_own_prompts_and_an_epoch_has_every_one():
+    seen = [row for step in range(5) for row in prompts_of(10, 4, step, seed=0)]
+    assert sorted(seen[:10]) == list(range(10)) and sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo", "reinforce"])
@@ -125,12 +134,13 @@ def test_after_mending_a_reward_the_run_goes_on_and_ends_where_a_whole_one_ends(
 
 @pytest.mark.parametrize("more", [[], ["--passes", 2, "--minibatches", 3], ["--algorithm", "reinforce"]])
 def test_an_interrupted_run_ends_where_a_whole_one_ends(learn, files, monkeypatch, more):
+    more = [*more, "--eval-every", 3]                                                   # nothing is saved before the interruption
     assert learn(*more, out="whole")[0] == 0
     honest, calls = grpo.GroupLearner.learn, []
 
     def cut(self, *given):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 2:                                                             # not in the last step, whose rate is 0
             raise KeyboardInterrupt
         return honest(self, *given)
 
@@ -154,6 +164,12 @@ def test_several_rewards_are_logged_apart_and_columns_reach_their_function(learn
     line = steps(files / "run")[0]
     parts = [name for name in line if name.startswith("reward_") and name.rpartition(":")[2] in ("share_of_e", "exact")]
     assert len(parts) == 2 and line["reward"] == pytest.approx(2 * line[parts[0]] + 0.5 * line[parts[1]], abs=1e-6)
+
+
+def test_an_answer_is_judged_beside_its_own_prompt(learn, files):
+    """A reward that looks at the prompt alone is the same for a whole group: nothing to learn."""
+    assert learn("--kl-coef", 0, reward="number")[0] == 0
+    assert [(line["idle"], line["reward_std"] > 0) for line in steps(files / "run")] == [(1, True), (2, True), (3, True)]
 
 
 def test_the_numeric_reward_reads_the_files_answers(minift, files, small_model):
@@ -195,11 +211,6 @@ def test_a_named_reference_with_the_same_tokenizer(learn, small_model):
 def test_what_could_not_be_or_would_do_nothing_is_refused(learn, more, message):
     status, _, complaints = learn(*more)
     assert status == 2 and message in complaints
-
-
-def test_each_step_has_its_own_prompts_and_an_epoch_has_every_one():
-    seen = [row for step in range(5) for row in prompts_of(10, 4, step, seed=0)]
-    assert sorted(seen[:10]) == list(range(10)) and sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
 
 
 def test_training_moves_the_policy_and_not_the_base(learn, files, small_model):

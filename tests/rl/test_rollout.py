@@ -31,6 +31,13 @@ def test_answers_come_prompt_by_prompt_and_end_at_the_end_token_or_the_limit():
     assert any(found.ended) and not all(found.ended)
 
 
+def test_an_answer_may_end_at_the_limit():
+    ends = tuple(range(2, V, 3))
+    found = rollout(group=8, max_new_tokens=2, eos_ids=ends)
+    assert found.ended == [answer[-1] in ends for answer in found.answers]
+    assert {ended for answer, ended in zip(found.answers, found.ended) if len(answer) == 2} == {True, False}
+
+
 def test_a_seed_gives_the_same_answers_and_another_others():
     assert rollout().answers == rollout().answers != rollout(seed=2).answers
 

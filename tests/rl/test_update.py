@@ -170,6 +170,7 @@ def test_clipped_tokens_have_no_gradient_and_the_others_keep_theirs():
     up, down = (replace(experience(old=old), advantages=torch.full((N,), value, dtype=torch.float64)) for value in (1.0, -1.0))
     seen, found = gradients_of(policy, up)
     assert seen.clipped == 1 and not any(gradient.any() for gradient in found.values())
+    torch.testing.assert_close(seen.ratio, torch.full((N,), 1.5, dtype=torch.float64))
     seen, found = gradients_of(policy, down)
     assert seen.clipped == 0
     free = gradients_of(policy, replace(down, old=None))[1]
