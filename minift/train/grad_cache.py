@@ -76,6 +76,6 @@ def _replayed(state: tuple[Tensor, list[Tensor]]):
 
 
 def _autocast_mode(device: str) -> Callable[[], contextlib.AbstractContextManager]:
-    """What autocast does now, to be entered again. Without its cache: that may hold weights rounded where no graph was kept."""
+    """What autocast does now, to be entered again."""
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    return lambda: torch.autocast(device, dtype, enabled=enabled, cache_enabled=False)
+    return lambda: torch.autocast(device, dtype, enabled=enabled)

@@ -74,13 +74,13 @@ def test_the_angle_similarity_is_that_of_complex_numbers_and_largest_at_45_degre
 # ---- NLI
 
 def test_softmax_nli_worked_by_hand():
-    """u = 1, v = -2: features 1, -2, 3. Two classes: 1 + 3 = 4 and -2 + 1 = -1, so log(1 + e^-5) for class 0."""
-    u, v = torch.tensor([[1.0]]), torch.tensor([[-2.0]])
+    """u = -2, v = 1: features -2, 1, 3. Two classes: -2 + 3 = 1 and 1 + 1 = 2, so log(1 + e) for class 0."""
+    u, v = torch.tensor([[-2.0]]), torch.tensor([[1.0]])
     weight, bias = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]), torch.tensor([0.0, 1.0])
     total, pairs = softmax_nli(u, v, torch.tensor([0]), weight, bias)
-    assert pairs == 1 and total.item() == pytest.approx(math.log1p(math.exp(-5)), abs=1e-6)
-    assert softmax_nli(u, v, torch.tensor([1]), weight, bias)[0].item() == pytest.approx(5 + math.log1p(math.exp(-5)), abs=1e-5)
-    assert u_v_difference(u, v).tolist() == [[1, -2, 3]] and u_v_difference_product(u, v).tolist() == [[1, -2, 3, -2]]
+    assert pairs == 1 and total.item() == pytest.approx(1.313262, abs=2e-6)
+    assert softmax_nli(u, v, torch.tensor([1]), weight, bias)[0].item() == pytest.approx(0.313262, abs=2e-6)
+    assert u_v_difference(u, v).tolist() == [[-2, 1, 3]] and u_v_difference_product(u, v).tolist() == [[-2, 1, 3, -2]]
 
 
 def test_the_head_learns_with_the_embeddings_and_features_may_be_any_function():

@@ -100,6 +100,7 @@ def test_random_numbers_go_on_where_the_first_pass_left_them():
     model, texts = Encoder(), columns()
     torch.manual_seed(5)
     total, _ = grad_cache(texts, model, LOSSES[0], size=SIZE)
+    torch.rand(3)                                                                # someone else's, before the replay
     state = torch.get_rng_state()
     total.backward()
     assert torch.equal(torch.get_rng_state(), state)
@@ -166,7 +167,7 @@ def test_without_gradients_it_is_a_loss_to_be_measured():
 
 
 def test_the_second_pass_computes_as_the_first_under_autocast():
-    """backward() is called outside of autocast, as the loop does, or inside, where weights rounded without a graph would be found again."""
+    """Whether backward() is called outside of autocast, as the loop does, or inside."""
     model, texts = Encoder(dtype=torch.float32), columns()
 
     def seen(run, inside):
