@@ -81,7 +81,7 @@ def known_as(fields: Collection[str]) -> Format | None:
 def wanted() -> str:
     """The formats there are, for an error."""
     known = "".join(f"\n  {', '.join(needed)}" for needed in (*PAIRS.values(), *LABELS.values()))
-    return f'Wanted those of one format:{known}\nRename them in the file, or say which is which, e.g. columns={{"prompt": "question", "chosen": "good"}}'
+    return f"Wanted those of one format:{known}\nRename them in the file, or say which is which, e.g. --columns prompt question chosen good"
 
 
 def pairs_in(name: str, record: Record) -> Iterator[Ranked]:

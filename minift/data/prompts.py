@@ -65,7 +65,7 @@ def _prompts(found: Sequence[Record]) -> list[Prompt]:
     source = next((name for name in ANSWERS if name in fields), None)
     if source is None:
         raise InputError(f"{where}: nothing to answer: found the fields {names(fields)}, wanted one of {', '.join(ANSWERS)}. "
-                         'Rename a field in the file, or say which it is, e.g. columns={"prompt": "question"}')
+                         'Rename a field in the file, or say which it is, e.g. --columns prompt question')
     for where, fields in found:
         if source not in fields:
             raise InputError(f"{where}: no field {source!r}, though the file starts with one; found {names(fields)}")

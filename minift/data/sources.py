@@ -138,7 +138,7 @@ def _format(record: Record) -> Format:
     known = "".join(f"\n  {name}: {', '.join(needed)}" for name, needed in FIELDS.items())
     raise InputError(
         f"{where}: no known format has these fields: {names(fields)}. Wanted those of one format:{known}\n"
-        'Rename the fields in the file, or say which is which, e.g. columns={"prompt": "question", "completion": "answer"}'
+        'Rename the fields in the file, or say which is which, e.g. --columns prompt question completion answer'
     )
 
 

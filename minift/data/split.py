@@ -38,7 +38,7 @@ def split_rows(
     if not train or not test:
         raise InputError(
             f"{len(rows)} rows ({len(set(keys))} different) cannot be split with a held-out fraction of {fraction} and seed {seed}: "
-            "one side would be empty; give more rows or another fraction"
+            "one side would be empty; give more rows, another fraction, or held-out files of their own (--eval-data)"
         )
     return train, test
 

@@ -46,7 +46,7 @@ class BitFit:
             if self.add_missing:
                 found = {**found, **find(model, "all-linear", is_linear, "linear")}
         if not found:
-            raise InputError("BitFit: this model has no biases to train. add_missing=True gives its linears biases of zeros; or take another method")
+            raise InputError("BitFit: this model has no biases to train. The option add_missing (--options add_missing true) gives its linears biases of zeros; or take another method")
         small = {path: Bias(base) for path, base in found.items()}
         added = [path for path, base in found.items() if base.bias is None]
         if added:

@@ -13,6 +13,7 @@ Proved in tests/recipes/test_ppo.py. Left out: InstructGPT's mixing in of pre-tr
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from minift import folder as folders
 from minift import peft
 from minift.data.branches import TreeBatch, rows_of
 from minift.errors import InputError
+from minift.evaluate.scoring import load_scorer
 from minift.losses.advantages import explained_variance, gae, to_flat, to_rows, token_rewards, whiten
 from minift.losses.kl import AdaptiveKL, FixedKL
 from minift.losses.logprobs import per_answer
@@ -35,6 +37,7 @@ from minift.recipes.on_policy_start import Start, finish, open_folder, refuse_wi
 from minift.recipes.tuning import choose_parameters, loaded_in, with_rate
 from minift.rl.rollout import Rollout
 from minift.rl.update import Experience, Objective, gradients, take_step
+from minift.tokenizer import Tokenizer
 from minift.train.answers import loss_of_stream
 from minift.train.precision import autocast
 
@@ -116,11 +119,24 @@ def value_of(config: Config, begun: Start) -> SharedValue | OwnValue:
     if config.value == "shared":
         torch.manual_seed(config.seed)
         return SharedValue(begun.model.config.hidden_size).to(device)
-    scorer, tokenizer = folders.decoder(config.value_model or config.model, getattr(torch, config.dtype), device, loaded_in(config), scores=1)
+    scorer, tokenizer = value_body(config, device)
     same_tokens(begun.tokenizer, tokenizer, f"the value model {config.value_model}")
     choose_parameters(scorer, config, tokenizer)
     scorer.checkpointing = config.checkpointing
     return OwnValue(scorer)
+
+
+def value_body(config: Config, device: torch.device) -> tuple[Scorer, Tokenizer]:
+    """What an own value model starts from: the policy's checkpoint with a new head, or a reward model: a run's, a folder, an adapter's, which is
+    merged, as the values get an adapter of their own."""
+    dtype = getattr(torch, config.dtype)
+    if config.value_model is None or (Path(config.value_model) / "model.safetensors").exists():
+        return folders.decoder(config.value_model or config.model, dtype, device, loaded_in(config), scores=1)
+    scorer, tokenizer = load_scorer(config.value_model, dtype, device, None if METHODS[config.method].whole else loaded_in(config))
+    for name in list(peft.names(scorer)):
+        peft.merge(scorer)
+        peft.remove(scorer, name)
+    return scorer.requires_grad_(True), tokenizer
 
 
 class Actor:

@@ -52,7 +52,7 @@ def draw_loss(folder: Path, title: str, before: float | None = None, ylabel: str
 def write_samples(folder: Path, rows: Sequence[Row], before: Sequence[str], after: Sequence[str]) -> None:
     """samples.md: questions, the reference answers, and what the model said before and after."""
     shown = [(row.question.replace("\x1f", " ").replace("\x1e", ": "), row.answer, b, a) for row, b, a in zip(rows, before, after)]
-    table = markdown_table(["question", "reference", "before", "after"], shown)
+    table = markdown_table(["question", "the file's answer", "before", "after"], shown)
     write_text(folder / "samples.md", f"# Held-out samples\n\n{table}\n")
 
 

@@ -62,9 +62,9 @@ def ask(source: Source, answers: Sequence[Answered]) -> list[float]:
 
 
 def rows(answers: Sequence[Answered]) -> str:
-    """Which rows these answers belong to, for an error."""
+    """Which rows these answers belong to, for an error: the first few of them, in the order in which they were asked."""
     places = list(dict.fromkeys(answer.row.where for answer in answers))
-    return places[0] if len(places) == 1 else f"{places[0]} to {places[-1]}" if places else "no answers"
+    return (", ".join(places[:4]) + (f" and {len(places) - 4} more rows" if len(places) > 4 else "")) if places else "no answers"
 
 
 def request(row: Row) -> str:

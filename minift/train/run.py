@@ -18,8 +18,9 @@ import torch
 from minift.errors import InputError
 from minift.files import refuse_if_used, write_text
 
-FREE_TO_CHANGE = {"resume", "overwrite", "epochs", "max_steps", "patience", "save_every", "tensorboard", "methods"}
-"""Settings that a resumed run may set anew."""
+FREE_TO_CHANGE = {"resume", "overwrite", "epochs", "max_steps", "patience", "save_every", "tensorboard", "methods",
+                  "judge_timeout", "judge_retries", "judge_workers", "judge_failures", "judge_key"}    # fmt: skip
+"""Settings that a resumed run may set anew: none of them changes what was done so far."""
 
 
 def open_run(folder: str | Path, verb: str, config, overwrite: bool = False, resume: bool = False) -> Path:
@@ -72,7 +73,8 @@ def _same_settings(folder: Path, verb: str, settings: dict) -> None:
     if before != verb:
         raise InputError(f"{folder} is a run of `{before}`, not of `{verb}`: name another folder")
     old = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"]
-    differing = [name for name in settings if name not in FREE_TO_CHANGE and settings[name] != old.get(name)]
+    moved = lambda name: all(str(value).startswith(("http://", "https://")) for value in (settings[name], old.get(name)))    # a server, at another address
+    differing = [name for name in settings if name not in FREE_TO_CHANGE and settings[name] != old.get(name) and not moved(name)]
     if differing:
         changes = ", ".join(f"{name} was {old.get(name)!r}, is {settings[name]!r}" for name in differing)
         raise InputError(f"a resumed run keeps its settings: {changes}")

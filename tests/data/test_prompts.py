@@ -72,7 +72,7 @@ def test_prompts_that_stand_twice_are_kept_counted_and_on_one_side(tmp_path):
 
 @pytest.mark.parametrize("objects, message", [
     ([{"q": "x"}], "line 1: nothing to answer: found the fields q, wanted one of prompt, messages, conversations, instruction"),
-    ([{"text": "x"}], 'columns={"prompt": "question"}'),
+    ([{"text": "x"}], '--columns prompt question'),
     ([{"prompt": "x"}, {"Prompt": "x"}], "line 2: no field 'prompt', though the file starts with one; found Prompt"),
     ([{"prompt": "x"}, {"prompt": " \n"}], "line 2: the prompt is empty"),
     ([{"messages": TURNS[1:]}], "line 1: the prompt is empty"),

@@ -90,7 +90,7 @@ CHAT = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "co
 BAD = [
     ([{"q": "x", "a": "y"}], "line 1: no known format has these fields: q, a. Wanted those of one format:"),
     ([{"q": "x", "a": "y"}], "prompt/completion: prompt, completion"),
-    ([{"q": "x", "a": "y"}], 'columns={"prompt": "question", "completion": "answer"}'),
+    ([{"q": "x", "a": "y"}], '--columns prompt question completion answer'),
     ([{}], "line 1: no known format has these fields: none"),
     ([{"text": "x"}, {"Text": "x"}], "line 2: no field 'text', though the file starts in text format; found Text"),
     ([CHAT, {"messages": []}], "line 2: the conversation is []; wanted a list of {'role': ..., 'content': ...}"),

@@ -60,5 +60,5 @@ def test_a_fraction_outside_0_to_1_is_refused(fraction):
 
 
 def test_a_split_that_leaves_a_side_empty_is_refused():
-    with pytest.raises(InputError, match=r"3 rows \(1 different\) cannot be split .* give more rows or another fraction"):
+    with pytest.raises(InputError, match=r"3 rows \(1 different\) cannot be split .* give more rows, another fraction, or held-out files"):
         split_rows(pairs(["same"] * 3), fraction=0.5)

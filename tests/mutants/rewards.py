@@ -11,7 +11,7 @@ MUTANTS = [
     Mutant("reward_nan_accepted", SOURCE, "not math.isfinite(value)", "math.isinf(value)", TEST),
     Mutant("reward_of_the_wrong_number_accepted", SOURCE, "len(found) != len(answers)", "len(found) < len(answers)", TEST),
     Mutant("reward_error_names_the_first_row", SOURCE, 'RewardError(f"{answer.row.where}: the reward {name} is {float', 'RewardError(f"data.jsonl, line 1: the reward {name} is {float', TEST),
-    Mutant("reward_rows_without_the_last", SOURCE, "{places[0]} to {places[-1]}", "{places[0]} to {places[0]}", TEST),
+    Mutant("reward_rows_without_the_last", SOURCE, '", ".join(places[:4])', '", ".join(places[:1])', TEST),
     Mutant("numeric_takes_the_first_number", RULES, "found[0 if mark else -1]", "found[0]", TEST),
     Mutant("numeric_takes_the_last_behind_the_mark", RULES, "found[0 if mark else -1]", "found[-1]", TEST),
     Mutant("numeric_forgets_the_sign", RULES, "* (-1 if negative else 1)", "", TEST),

@@ -79,6 +79,11 @@ def test_a_run_cut_short_goes_on_with_the_stage_it_was_in_and_ends_where_a_whole
     assert [line["step"] for line in read_metrics(files / "run" / "3-ppo") if "reward" in line] == [1, 2]
 
 
+def test_quick_leaves_alone_what_was_asked_for(tmp_path):
+    quick = rlhf.quickened(rlhf.Config(out=tmp_path, quick=True, sft_steps=7))
+    assert (quick.sft_steps, quick.drawn, quick.ppo_steps, quick.ppo_prompts, quick.judged) == (7, 500, 10, 64, 100)
+
+
 def test_own_answers_need_own_preferences(minift, files, small_model):
     status, _, complaints = minift("rlhf", "--data", files / "answers.jsonl", "--model", small_model, "--out", files / "run")
     assert status == 2 and "needs --preferences too" in complaints and not (files / "run").exists()

@@ -16,6 +16,7 @@ from minift.models.scorer import Scorer
 from minift.recipes.loading import use_template
 from minift.rl.builtin_rewards import number_of
 from minift.rl.model_rewards import ModelReward
+from minift.rl.reward_source import rows
 from minift.rl.rewards import Answered, Combined, RewardError, ask, combined, source
 from minift.tokenizer import train as train_tokenizer
 from tests.conftest import random_model
@@ -136,14 +137,14 @@ def test_a_file_may_import_its_neighbours_and_define_dataclasses(function, tmp_p
 
 def test_a_function_that_raises_is_named_with_its_line_and_rows(function):
     f = function("def f(completions):\n    x = 1\n    raise ValueError('bad luck')\n")
-    with pytest.raises(RewardError, match=r"mine.py:f failed on data.jsonl, line 1 to data.jsonl, line 4: ValueError: bad luck \(mine.py, line 3\)"):
+    with pytest.raises(RewardError, match=r"mine.py:f failed on data.jsonl, line 1, data.jsonl, line 4: ValueError: bad luck \(mine.py, line 3\)"):
         ask(f, ANSWERS)
     with pytest.raises(RewardError, match="SystemExit: 0"):                  # it would end the run as if all were well
         ask(function("import sys\ndef f(completions):\n    sys.exit(0)"), ANSWERS)
 
 
 def test_a_function_that_wants_a_column_which_no_row_has(function):
-    with pytest.raises(RewardError, match="wants the argument 'solution', and data.jsonl, line 1 to .* found answer, level, prompts"):
+    with pytest.raises(RewardError, match="wants the argument 'solution', and data.jsonl, line 1, .* found answer, level, prompts"):
         ask(function("def f(completions, solution):\n    return [1, 1]"), ANSWERS)
 
 
@@ -178,7 +179,12 @@ def test_a_value_that_is_no_number_names_its_source_and_its_own_row(bad, said):
 def test_the_wrong_number_of_rewards_names_the_rows(values, said):
     with pytest.raises(RewardError, match=said) as caught:
         ask(Fixed(values), ANSWERS)
-    assert "data.jsonl, line 1 to data.jsonl, line 4" in str(caught.value)
+    assert "data.jsonl, line 1, data.jsonl, line 4" in str(caught.value)
+
+
+def test_of_many_rows_the_first_asked_are_named():
+    many = [Answered("p", "a", Row("text", where=f"line {i}"), {}, [1], True) for i in (9, 2, 7, 7, 1, 5)]
+    assert rows(many) == "line 9, line 2, line 7, line 1 and 1 more rows" and rows(many[:1]) == "line 9" and rows([]) == "no answers"
 
 
 def test_a_reward_error_ends_the_command_with_status_1(minift, monkeypatch):

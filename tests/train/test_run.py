@@ -111,3 +111,16 @@ def test_a_missing_tensorboard_is_known_before_an_earlier_run_is_given_up(tmp_pa
     with pytest.raises(InputError, match="pip install tensorboard"):
         open_run(folder, "sft", Settings(tensorboard=True), overwrite=True)
     assert (folder / "adapter").exists()
+
+
+@dataclass(frozen=True)
+class Judged(Settings):
+    judge: str = "http://one:8000/v1"
+    judge_timeout: float = 60.0
+
+
+def test_a_judge_that_was_mended_may_answer_elsewhere_and_take_longer(tmp_path):
+    open_run(tmp_path / "run", "rlaif", Judged())
+    open_run(tmp_path / "run", "rlaif", Judged(judge="https://two/v1", judge_timeout=5.0), resume=True)
+    with pytest.raises(InputError, match="judge was 'https://two/v1', is 'pep257'"):
+        open_run(tmp_path / "run", "rlaif", Judged(judge="pep257"), resume=True)
