@@ -126,7 +126,7 @@ MUTANTS = [
     Mutant("start_trained_weights_are_their_own_reference", START, "config.reference is None and not METHODS[config.method].whole",
            "config.reference is None", LOOPS),
     Mutant("start_second_model_left_trainable", START, "Reference(model.requires_grad_(False))", "Reference(model)", LOOPS),
-    Mutant("start_named_reference_ignored", START, "folders.load(config.reference or config.model,", "folders.load(config.model,", LOOPS),
+    Mutant("start_named_reference_ignored", START, "(config.reference or config.model,", "(config.model,", LOOPS),
     Mutant("start_tokenizers_of_one_size_are_one", START, " or theirs.encode(PROBE) != own.encode(PROBE)", "", LOOPS),
     Mutant("start_answers_beyond_the_last_position", START, "longest + config.new_tokens > limit", "longest > limit", LOOPS),
     Mutant("plot_clips_swapped", PLOTS, "(1 - low, 1 + high)", "(1 - high, 1 + low)", LOOPS),
