@@ -79,6 +79,9 @@ def run(config: Config, quiet: bool = False) -> Result:
     learner, folder = GroupLearner(begun.model, config), open_folder(begun, config, "grpo", quiet)
     loop = Loop(begun.model, begun.tokenizer, begun.source, begun.reference, config, folder)
     outcome = loop.run(begun.train, begun.judged, learner, config.max_steps, quiet)
+    if learner.idle and not quiet:
+        print(f"{learner.idle} of {outcome.steps} rounds taught nothing: all answers to each of their prompts had one reward. A larger --group or "
+              "--temperature, or a reward that tells answers apart, would help")
     return Result(outcome, finish(begun, config, outcome, learner.ratios, quiet))
 
 

@@ -185,7 +185,7 @@ class Loop:
                         after = self.evaluate(judged, learner, step)
                         log.evaluation(step, after)
                 while step < steps:
-                    factor = learning_rate_factor(step, steps, round(config.warmup * steps), config.schedule)
+                    factor = learning_rate_factor(step, steps + 1, round(config.warmup * steps), config.schedule)    # 0 would waste the last round
                     set_learning_rate(learner.optimizers, factor)
                     answered = self.answer(train, learner.group, step)
                     with unbroken():

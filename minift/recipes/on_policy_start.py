@@ -126,7 +126,7 @@ def finish(begun: Start, config: OnPolicyConfig, outcome: Outcome, ratios: Tenso
     written = write_result(begun.model, begun.tokenizer, config, config.out, base=config.model)
     write_samples(config.out)
     draw_rewards(config.out)
-    if ratios is not None:
+    if ratios is not None and config.passes * config.minibatches > 1:                  # else each is 1: nothing moved before they were taken
         draw_ratios(config.out, ratios.tolist(), config.clip_low, config.clip_high)
     if not quiet:
         before, after = outcome.before, outcome.after

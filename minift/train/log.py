@@ -53,7 +53,8 @@ class Log:
         self.tokens += tokens
         rate = self.tokens / (time.perf_counter() - self.began)
         self._write({"step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm, self.unit: tokens, f"{self.unit}_per_s": round(rate, 1), **more})
-        note = f"loss {loss:.3f}  {rate:,.0f} {self.unit}/s"
+        watched = "".join(f"  {name} {more[name]:.3f}" for name in ("reward", "kl") if name in more)
+        note = f"loss {loss:.3f}{watched}  {rate:,.0f} {self.unit}/s"
         self.progress.update(self.task, completed=step, note=note)
         total = self.progress.tasks[0].total
         if not self.console.is_terminal and (time.perf_counter() - self.said > 10 or step == total):    # a log file gets a line each 10 s
