@@ -8,7 +8,7 @@
     reward    a reward model from these pairs; held-out accuracy, and rank correlation with the rule on single answers
     best of n the sft model's answer that the reward model likes best among n
     dpo       from the same pairs; apo-zero: the same with another loss; ppo: against the reward model (the rule only watches); grpo: against the rule itself
-    hacked    grpo without any price for distance, for longer: what the rule rewards is not all that we want of a summary
+    hacked    the same run of grpo without any price for distance: what the rule rewards is not all that we want of a summary
 
 Judged on JUDGED functions of modules that no training has seen, one answer each, drawn at TEMPERATURE:
     PEP 257       share of answers that keep all five rules (data/pep257.py)
@@ -54,13 +54,14 @@ PROMPTS, DRAWN = 3000, 4
 BEST_OF = (2, 4, 8)
 LORA = dict(method="lora", rank=16, alpha=32.0)
 STEPS = dict(**LORA, data=("pydocs",), temperature=TEMPERATURE, new_tokens=NEW_TOKENS, warmup=0.1, schedule="constant")
+GRPO = dict(**{**STEPS, "schedule": "cosine"}, lr=1e-3, max_steps=40, prompts=32, group=8)
 SETTINGS = {
     "reward": dict(**LORA, lr=1e-3, epochs=3.0, center=0.01),
     "dpo": dict(**LORA, lr=5e-4, epochs=2.0, beta=0.5),
     "apo-zero": dict(**LORA, loss="apo-zero", lr=5e-4, epochs=2.0, beta=0.3),
     "ppo": dict(**STEPS, lr=1e-3, max_steps=16, prompts=64, kl_coef=0.15, passes=3),
-    "grpo": dict(**{**STEPS, "schedule": "cosine"}, lr=1e-3, max_steps=40, prompts=32, group=8, kl_coef=0.02),
-    "hacked": dict(**STEPS, lr=1e-3, max_steps=48, prompts=16, group=8, kl_coef=0.0),
+    "grpo": dict(**GRPO, kl_coef=0.02),
+    "hacked": dict(**GRPO, kl_coef=0.0),
 }
 
 
