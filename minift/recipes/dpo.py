@@ -97,6 +97,9 @@ def run(config: Config, quiet: bool = False) -> Result:
     folder = open_run(config.out, "dpo", config, config.overwrite, config.resume)
     say = (lambda text: None) if quiet else print
     say("\n".join([*train_set.lines("to train on"), *valid_set.lines("held out")]))
+    if config.loss == "kto" and len(kinds := {row.desirable for row in train_rows.pairs}) == 1:
+        kind = "desirable" if kinds.pop() else "undesirable"
+        say(f"every answer to train on is {kind}: nothing says how those of the other kind differ, so what is learned is to move all answers one way")
 
     references = None
     if referred:

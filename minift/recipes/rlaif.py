@@ -161,7 +161,10 @@ def make_judge(config: Config) -> Judge:
     if local:
         made = LikelihoodJudge if kind == "likelihood" else VerdictJudge
         return made(config.judge, *load_base(name, None, config.dtype, config.device), config.criterion)
-    return RuleJudge(reward(config.judge, config))
+    try:
+        return RuleJudge(reward(config.judge, config))
+    except InputError as error:
+        raise InputError(f"--judge: {error}. A judge may also be likelihood:MODEL, verdict:MODEL, or the URL of an endpoint") from None
 
 
 def reward(spec: str, config: Config) -> Source:

@@ -414,6 +414,14 @@ def test_trap21_kto_takes_pairs_and_labels_and_says_what_they_are(prefer, tmp_pa
     assert "answers" in steps(tmp_path / "labels")[0]
 
 
+@pytest.mark.parametrize("label, kind", [(True, "desirable"), (False, "undesirable")])
+def test_kto_says_so_if_all_answers_are_of_one_kind(minift, small_model, data, tmp_path, label, kind):
+    rows = [json.loads(line) | {"label": label} for line in (data / "labels.jsonl").read_text().splitlines()]
+    (tmp_path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, said, _ = minift("dpo", "--loss", "kto", "--model", small_model, "--data", tmp_path / "one.jsonl", "--out", tmp_path / "run", *QUICK)
+    assert status == 0 and f"every answer to train on is {kind}: nothing says how those of the other kind differ" in said
+
+
 @pytest.mark.parametrize("n", range(2, 10))
 def test_trap21_no_row_is_its_own_other(n):
     rows = [Tree([1, i], [[10 + i]]) for i in range(n)]

@@ -228,7 +228,7 @@ def test_every_kind_of_judge_is_made(config, small_model):
 
 
 @pytest.mark.parametrize("options, text", [
-    ({"judge": "http://127.0.0.1:9/v1"}, "wants --judge-model too"), ({"judge_retries": 2}, "--judge-retries is for endpoints"), ({"judge": "gpt"}, "no reward 'gpt'"),
+    ({"judge": "http://127.0.0.1:9/v1"}, "wants --judge-model too"), ({"judge_retries": 2}, "--judge-retries is for endpoints"), ({"judge": "gpt"}, "no reward 'gpt'.*A judge may also be likelihood:MODEL"),
     ({"criterion": "Be brief."}, "--criterion is told to models"), ({"lr": 1e-3}, "--lr is for training, and nothing is trained"), ({"beta": 0.2}, "--beta is for training"),
     ({"check": "nothing"}, "no reward 'nothing'"), ({"limit": 0}, "leaves no prompt"),
 ])    # fmt: skip
