@@ -14,7 +14,7 @@ from minift.recipes.report import markdown_table
 WANTED_KL = 5
 DOCS = Path(__file__).parents[1] / "docs"
 COLORS = {"dpo": "#7a4fa3", "apo-zero": "#d08a2e", "ppo": "#2f5f8f", "grpo": "#2f7d4f", "hacked": "#c4472b"}
-WORDS = {"dpo": "DPO, from pairs", "apo-zero": "APO-zero, from pairs", "ppo": "PPO, against the reward model", "grpo": "GRPO, against the rule", "hacked": "the same without a price for distance"}
+WORDS = {"dpo": "DPO, from pairs", "apo-zero": "APO-zero, from pairs", "ppo": "PPO, against the reward model", "grpo": "GRPO, against the rule", "hacked": "GRPO once more, no price for distance"}
 
 
 def mean_and_spread(values: Sequence[float], form: str) -> str:
@@ -106,7 +106,7 @@ def draw(found: dict) -> None:
         panel.grid(alpha=0.25, linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
     axes.set(title="What does conformance cost?", ylabel="share of answers that keep PEP 257")
-    right.set(title="Are they still summaries of the function?", ylabel="ROUGE-L with the true summary", ylim=(0, None))
+    right.set(title="Are they still summaries of the function?", ylabel="ROUGE-L with the true summary", ylim=(0, 1.2 * max(run["rouge_l"] for run in found["runs"])))
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     figure.savefig(DOCS / "alignment.png", dpi=130)
     plt.close(figure)
