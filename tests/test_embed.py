@@ -68,6 +68,7 @@ def test_any_adapter_embeds_and_batches_do_not_show(encoder, small_tokenizer, me
     assert not torch.allclose(found, before, atol=0.01)
     for text, vector in zip(TEXTS, found):
         close(embed(encoder, small_tokenizer, [text])[0], vector)
+    embed(encoder, small_tokenizer, [TEXTS[4] * 30])                          # cut to the positions that virtual tokens leave
 
 
 def test_the_mode_comes_back_and_dropout_is_off(encoder, small_tokenizer):

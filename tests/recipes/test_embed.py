@@ -1,0 +1,214 @@
+"""minift embed: every shape of rows learns, batches hold no text twice, GradCache and adapters, reports, refusals."""
+
+import dataclasses
+import json
+import random
+import re
+
+import pytest
+import torch
+
+from minift import folder as folders
+from minift.folder import save
+from minift.models.encoder import Encoder
+from minift.models.pooling import Pooling
+from minift.recipes.embed import Config, EmbedLoss
+from minift.recipes.embed_losses import LOSSES
+from minift.recipes.embed_rows import Row, Rows, mined
+from minift.train.log import read_metrics
+from tests.models.test_encoder import ENCODERS
+
+WORDS = [f"{a} {b}" for a in ("list", "string", "object", "class", "name", "value", "method", "module") for b in ("is", "returns", "has", "of")]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Rows of each shape, of which a model can learn something: the second text repeats a word of the first."""
+    folder, dice = tmp_path_factory.mktemp("data"), random.Random(0)
+    rows = {
+        "pairs": [{"anchor": f"{word} {i}", "positive": f"{i} the {word.split()[0]} {word.split()[1]}"} for i, word in enumerate(WORDS * 3)],
+        "triplets": [{"anchor": f"{w} {i}", "positive": f"{i} the {w}", "negative": f"{i} not a {dice.choice(WORDS)}!"} for i, w in enumerate(WORDS * 2)],
+        "scored": [{"sentence1": f"{w} {i}", "sentence2": f"{w if i % 2 else dice.choice(WORDS)}, {i}", "score": 1 + 4 * (i % 2)} for i, w in enumerate(WORDS * 3)],
+        "labelled": [{"text": f"{word} {i}", "label": word.split()[0]} for i, word in enumerate(WORDS * 3)],
+        "texts": [{"text": f"{word} {i}"} for i, word in enumerate(WORDS * 3)],
+    }    # fmt: skip
+    for name, own in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(small_tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder") / "model"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Encoder(dataclasses.replace(ENCODERS["bert"], vocab_size=small_tokenizer.vocab_size, max_positions=64, top="none"))
+    model.pooling = Pooling("mean", True, 64)
+    save(model, small_tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def learn(minift, files, encoder_folder, tmp_path):
+    def run(*options, file="pairs", out="run", model=None, steps=3):
+        return minift("embed", "--model", model or encoder_folder, "--data", files / f"{file}.jsonl", "--out", tmp_path / out, "--held-out", 0.3,
+                      "--max-steps", steps, "--rows", 8, "--precision", "fp32", *options)    # fmt: skip
+
+    return run
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_takes_its_steps_and_says_what_it_brought(learn, loss, tmp_path):
+    shape = LOSSES[loss][0]
+    more = ["--score-range", 1, 5] if shape == "scored" else []
+    status, said, complaint = learn("--loss", loss, *more, file="triplets" if loss == "triplet" else shape)
+    assert status == 0, complaint
+    assert "held-out loss" in said and (tmp_path / "run/adapter/modules.json").exists() and (tmp_path / "run/report.md").exists()
+    name = {"pairs": "eval_mrr@10", "scored": "eval_spearman", "labelled": "eval_nearest", "texts": "eval_uniformity"}[shape]
+    assert name in [line for line in read_metrics(tmp_path / "run") if "eval_loss" in line][-1]
+
+
+@pytest.mark.parametrize("options", [[], ["--mini-batch", 3], ["--dims", 4, 12, 24], ["--learn-temperature"], ["--negatives", 2], ["--method", "full", "--lr", 3e-3]], ids=str)
+def test_pairs_are_learned(learn, tmp_path, options):
+    status, said, complaint = learn("--lr", 1e-2, "--epochs", 9, *options, steps=40)
+    assert status == 0, complaint
+    lines = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
+    assert sum(line["loss"] for line in lines[-5:]) < 0.7 * sum(line["loss"] for line in lines[:5])
+    assert ("temperature 0.05 ->" in said) == ("--learn-temperature" in options) and ("hard negatives found" in said) == ("--negatives" in options)
+    assert (tmp_path / "run/dims.png").exists() == ("--dims" in options)
+
+
+def test_trap40_the_gradient_of_a_mini_batch_is_the_whole_batchs(encoder_folder, files):
+    """Dropout on: the seeds are drawn for each mini-batch alike in both passes, so here the whole batch is one mini-batch."""
+    model, tokenizer = folders.load(encoder_folder)
+    grads = []
+    for size in (0, 3):
+        loss, batch = EmbedLoss(Config(data=("x",), out="y", loss="infonce", mini_batch=size), Pooling()), _rows(files, tokenizer, "pairs").batches(8, 0)[0]
+        model.zero_grad()
+        total, count = loss(model.eval(), batch)
+        (total / count).backward()
+        grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert len(grads[0]) > 20
+    scale = max(g.abs().max() for g in grads[0].values())
+    for name, gradient in grads[0].items():
+        assert (gradient - grads[1][name]).abs().max() < 1e-5 * scale, name
+
+
+def _rows(files, tokenizer, shape, prompts={}, **options):
+    every = [json.loads(line) for line in (files / f"{shape}.jsonl").read_text().splitlines()]
+    rows = [Row("", tuple(v for k, v in row.items() if k not in ("score", "label")), row.get("score"), row.get("label"), shape) for row in every]
+    config = Config(data=("x",), out="y", **{"loss": "infonce", **options})
+    return Rows(rows, lambda texts, side: [tokenizer.encode(prompts.get(side, "") + text) for text in texts], config)
+
+
+def test_trap41_no_text_is_in_a_batch_twice_and_every_row_is_in_one(small_tokenizer):
+    texts = [(f"a{i % 7}", f"b{i}") for i in range(30)] + [("x", "b3")]
+    rows = Rows([Row("", pair) for pair in texts], lambda texts, side: [[1]] * len(texts), Config(data=("x",), out="y", loss="infonce"))
+    batches = rows.batches(6, seed=3)
+    assert sum(batch.targets for batch in batches) >= 30 and max(batch.targets for batch in batches) == 6
+    for batch in batches:
+        seen = torch.cat(batch.ids).tolist()
+        assert len(set(seen)) == len(seen)
+    assert [batch.ids[0].tolist() for batch in rows.batches(6, 3)] == [batch.ids[0].tolist() for batch in batches] != [b.ids[0].tolist() for b in rows.batches(6, 4)]
+
+
+def test_batches_of_labels_have_mates(files, small_tokenizer):
+    rows = _rows(files, small_tokenizer, "labelled", loss="batch-hard")
+    for batch in rows.batches(8, 0):
+        counts = batch.values.unique(return_counts=True)[1]
+        assert (counts > 1).any() and len(counts) > 1
+
+
+def test_prompts_stand_before_their_side(files, small_tokenizer):
+    rows = _rows(files, small_tokenizer, "pairs", {"query": "find ", "document": "in "})
+    batch = rows.batch([0])
+    assert batch.columns == [[small_tokenizer.encode("find " + rows.rows[0].texts[0])], [small_tokenizer.encode("in " + rows.rows[0].texts[1])]]
+
+
+def test_the_models_own_prompts_are_used_unless_others_are_given(minift, files, encoder_folder, small_tokenizer, tmp_path, monkeypatch):
+    model, _ = folders.load(encoder_folder)
+    model.pooling = Pooling(prompts={"query": "find ", "document": "in "}, default_prompt=None)
+    save(model, small_tokenizer, tmp_path / "model")
+    seen, kept = [], Rows.batch
+    monkeypatch.setattr(Rows, "batch", lambda self, some: seen.append(kept(self, some).columns) or kept(self, some))
+    quick = ["--data", files / "pairs.jsonl", "--out", tmp_path / "run", "--held-out", 0.3, "--max-steps", 1, "--rows", 8, "--overwrite"]
+    for options, starts in (([], ("find ", "in ")), (["--anchor-prompt", "of "], ("of ", ""))):
+        seen.clear()
+        assert minift("embed", "--model", tmp_path / "model", *quick, *options)[0] == 0
+        for column, start in zip(seen[0], starts):
+            ids = small_tokenizer.encode(start + "x")[: -1 if start else 1]
+            assert all(text[: len(ids) - 1] == ids[:-1] for text in column)
+
+
+def test_hard_negatives_are_near_but_not_too_near_worked_by_hand():
+    at = {"q": [1.0, 0.0], "right": [0.8, 0.6], "near": [0.79, 0.613], "apt": [0.6, 0.8], "far": [0.0, 1.0], "q2": [0.0, 1.0]}
+    encode = lambda texts, side: torch.tensor([at[text] for text in texts])
+    rows = [Row("", ("q", "right")), Row("", ("q2", "near")), Row("", ("q2", "apt")), Row("", ("q2", "far"))]
+    found, said = mined(rows, encode, 1, margin=0.05)
+    assert found[0].texts == ("q", "right", "apt") and "hard negatives found for 4 rows" in said      # near is at 0.79 > 0.8 - 0.05
+    assert found[1].texts[2:] == ("right",)                                                           # of q2 far, apt and near are right
+    assert mined(rows, encode, 9, margin=0.0)[0][0].texts == ("q", "right", "near", "apt", "far")
+
+
+def test_scores_are_scaled_and_matter(learn):
+    status, _, complaint = learn("--loss", "cosine", file="scored")
+    assert status == 2 and "outside 0 to 1: say what the scores reach from and to with --score-range" in complaint
+    assert learn("--loss", "cosine", "--score-range", 1, 5, file="scored")[0] == 0
+
+
+def test_an_adapter_keeps_how_embeddings_are_made(learn, minift, tmp_path, encoder_folder):
+    assert learn("--pooling", "cls", "--anchor-prompt", "find ")[0] == 0
+    modules = json.loads((tmp_path / "run/adapter/config_sentence_transformers.json").read_text())
+    assert modules["prompts"] == {"query": "find ", "document": ""}
+    assert json.loads((tmp_path / "run/adapter/1_Pooling/config.json").read_text())["pooling_mode_cls_token"] is True
+
+
+def test_a_decoder_learns_to_embed(learn, small_model, tmp_path):
+    status, said, complaint = learn("--pooling", "weighted", model=small_model)
+    assert status == 0, complaint
+
+
+def test_an_interrupted_run_ends_where_a_whole_one_ends(learn, tmp_path, monkeypatch):
+    assert learn("--learn-temperature", "--eval-every", 2, out="whole", steps=6)[0] == 0
+    calls, kept = [], EmbedLoss.__call__
+
+    def cut(self, model, batch):
+        calls.append(1)
+        if model.training and torch.is_grad_enabled() and sum(calls) > 12:
+            raise KeyboardInterrupt
+        return kept(self, model, batch)
+
+    monkeypatch.setattr(EmbedLoss, "__call__", cut)
+    assert learn("--learn-temperature", "--eval-every", 2, steps=6)[0] == 1
+    monkeypatch.undo()
+    status, said, complaint = learn("--learn-temperature", "--eval-every", 2, "--resume", steps=6)
+    assert status == 0, complaint
+    whole, pieced = ((tmp_path / run / "adapter" / "adapter_model.safetensors").read_bytes() for run in ("whole", "run"))
+    assert whole == pieced
+
+
+@pytest.mark.parametrize("options, file, text", [
+    (["--loss", "cosent"], "pairs", "--loss cosent learns from scored rows, and these are pairs: take infonce, symmetric, triplet"),
+    (["--margin", 0.2], "pairs", "--margin is no option of --loss infonce: leave it out"),
+    (["--learn-temperature"], "labelled", "--learn-temperature is no option of --loss batch-hard"),
+    (["--negatives", 2], "texts", "--negatives are looked for where rows are pairs"),
+    (["--loss", "triplet"], "pairs", "--loss triplet wants one negative in every row"),
+    (["--rows", 500], "pairs", "a batch cannot be larger than the data"),
+    (["--rows", 1], "pairs", "--rows is 1: wanted 2 or more"),
+    (["--dims", 4, 99], "pairs", "these embeddings have 24 numbers"),
+    (["--temperature", 0], "pairs", "want more than 0"),
+    (["--loss", "online", "--score-range", 0, 9], "scored", "wants scores of 0 .apart. and 1 .alike."),
+    (["--compile"], "pairs", "--compile has nothing to gain"),
+])    # fmt: skip
+def test_what_cannot_be_is_refused_before_there_is_a_folder(learn, tmp_path, options, file, text):
+    status, _, complaint = learn(*options, file=file)
+    assert status == 2 and not (tmp_path / "run").exists()
+    assert re.search(text, complaint), complaint
+
+
+def test_simcse_needs_dropout_and_labels_need_two(learn, small_model, minift, tmp_path, encoder_folder):
+    status, _, complaint = learn(file="texts", model=small_model)
+    assert status == 2 and "under other dropout, and this model has none" in complaint
+    (tmp_path / "one.jsonl").write_text("".join(json.dumps({"text": f"a {i}", "label": "b"}) + "\n" for i in range(20)))
+    status, _, complaint = minift("embed", "--model", encoder_folder, "--data", tmp_path / "one.jsonl", "--out", tmp_path / "run", "--rows", 4)
+    assert status == 2 and "rows have the label 'b': there is nothing to tell apart" in complaint
