@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 import re
 
@@ -14,6 +15,7 @@ from minift.models.encoder import Encoder
 from minift.models.pooling import Pooling
 from minift.recipes.embed import Config, EmbedLoss
 from minift.recipes.embed_losses import LOSSES
+from minift.recipes.embed_report import measured
 from minift.recipes.embed_rows import Row, Rows, mined
 from minift.train.log import read_metrics
 from tests.models.test_encoder import ENCODERS
@@ -68,7 +70,8 @@ def test_every_loss_takes_its_steps_and_says_what_it_brought(learn, loss, tmp_pa
     assert name in [line for line in read_metrics(tmp_path / "run") if "eval_loss" in line][-1]
 
 
-@pytest.mark.parametrize("options", [[], ["--mini-batch", 3], ["--dims", 4, 12, 24], ["--learn-temperature"], ["--negatives", 2], ["--method", "full", "--lr", 3e-3]], ids=str)
+@pytest.mark.parametrize("options", [[], ["--mini-batch", 3], ["--dims", 4, 12, 24], ["--learn-temperature"], ["--negatives", 2],
+                                     ["--method", "full", "--lr", 3e-3, "--learn-temperature"]], ids=str)
 def test_pairs_are_learned(learn, tmp_path, options):
     status, said, complaint = learn("--lr", 1e-2, "--epochs", 9, *options, steps=40)
     assert status == 0, complaint
@@ -148,6 +151,18 @@ def test_hard_negatives_are_near_but_not_too_near_worked_by_hand():
     assert found[0].texts == ("q", "right", "apt") and "hard negatives found for 4 rows" in said      # near is at 0.79 > 0.8 - 0.05
     assert found[1].texts[2:] == ("right",)                                                           # of q2 far, apt and near are right
     assert mined(rows, encode, 9, margin=0.0)[0][0].texts == ("q", "right", "near", "apt", "far")
+
+
+def test_held_out_rows_are_measured_worked_by_hand():
+    at = {"a": [1.0, 0.0], "b": [0.96, 0.28], "c": [0.8, 0.6], "d": [0.0, 1.0]}
+    encode = lambda texts, side, dim=None: torch.tensor([at[text] for text in texts])
+    labelled = [Row("", (text,), None, label, "labelled") for text, label in zip("abcd", "xxyy")]
+    assert measured(labelled, encode, None) == {"nearest": 0.75}              # a - b, b - a; c's nearest is b, of another label; d - c
+    pairs, second = [Row("", ("a", "b")), Row("", ("a", "d")), Row("", ("c", "a"))], math.log(2, 3)        # of b, d, a:
+    ndcg = ((second + 1 / 2) / (1 + second) + second) / 2                     # a finds a, b, d: right in places 2 and 3; c finds b, a, d: in 2
+    assert measured(pairs, encode, None) == {"mrr@10": 0.5, "ndcg@10": pytest.approx(ndcg), "recall@1": 0.0}
+    scored = [Row("", texts, score, None, "scored") for texts, score in ((("a", "b"), 3.0), (("a", "c"), 2.0), (("a", "d"), 1.0))]
+    assert measured(scored, encode, None)["spearman"] == pytest.approx(1.0)
 
 
 def test_scores_are_scaled_and_matter(learn):
