@@ -1,6 +1,7 @@
 """A model small enough that a whole fine-tuning takes a moment: 2 blocks, 32 wide, a vocabulary of 400 pieces, random weights."""
 
 import os
+import signal
 
 os.environ["TRITON_INTERPRET"] = "1"                 # kernels run in Triton's interpreter: it is chosen when they are imported
 
@@ -15,6 +16,8 @@ from minift.folder import save
 from minift.models.config import ModelConfig
 from minift.models.transformer import Transformer
 from minift.tokenizer import Tokenizer
+
+signal.signal(signal.SIGINT, signal.default_int_handler)    # jobs in the background begin with Ctrl-C ignored, and some tests send it
 
 SHAPE = dict(hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_size=48, max_positions=512)
 

@@ -226,7 +226,7 @@ def test_the_template_is_saved_with_the_adapter_and_with_the_model(tune, tmp_pat
 def test_samples_show_held_out_questions_before_and_after(tune, tmp_path):
     tune("chats.jsonl")
     lines = (tmp_path / "run/samples.md").read_text().splitlines()
-    assert lines[2] == "| question | reference | before | after |" and len(lines) == 4 + 2
+    assert lines[2] == "| question | the file's answer | before | after |" and len(lines) == 4 + 2
     question, reference = lines[4].split(" | ")[:2]
     assert question.startswith("| user: a ") and reference.strip().strip(".") in question
 
