@@ -2,7 +2,7 @@
 
 The library lives in .venv/adapters-library with an older transformers (make parity puts it there) and is run once, as a program of its own
 (adapters_library.py): it reads what minift wrote, writes what minift reads, and both answer the same ids on the same base.
-Tolerance 1e-5 absolute: numbers of size ~1, sums of at most 48 float32 products, two blocks."""
+Tolerance 1e-5 of the largest number: sums of at most 48 float32 products, two blocks, one or two adapters in each."""
 
 import json
 import os
@@ -121,7 +121,7 @@ def exchange(tmp_path_factory) -> Path:
 
 
 def close(one: torch.Tensor, other: torch.Tensor) -> None:
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * max(1.0, other.abs().max().item()))
 
 
 @pytest.mark.parametrize("case", BOTH_WAYS, ids=str)
