@@ -58,12 +58,13 @@ def test_gradients_of_table_and_network_equal_pefts(family, encoder, tmp_path):
     pairs = list(zip(model.virtual.adapters["default"].parameters(), their.prompt_encoder.default.parameters(), strict=True))
     for ours, other in pairs:
         ours.data = other.data.clone()
-    model.double(), their.double()                              # an LSTM's gradients are sums of numbers far larger than they are
+    model.double(), their.double()
     weigh = torch.randn(*IDS.shape, 31).double()
     ours, logits = model(IDS), their(IDS).logits[:, V:]
     close(ours, logits)
     (ours * weigh).sum().backward()
     (logits * weigh).sum().backward()
+    largest = max(other.grad.abs().max().item() for _, other in pairs)             # small ones are sums of large ones; rotations are float32 ones
     for ours, other in pairs:
-        torch.testing.assert_close(ours.grad, other.grad, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours.grad, other.grad, rtol=0, atol=1e-6 * largest)
     assert their.get_nb_trainable_parameters() == (peft.trainable(model).trained, peft.trainable(model).total)
