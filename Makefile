@@ -25,7 +25,7 @@ mutants: .venv/tested
 	$(BIN)/python -m tests.mutants.run $(PART)
 
 notebooks: .venv/judged
-	$(BIN)/python -m notebooks.execute
+	$(BIN)/python -m notebooks.execute --jobs $$(nproc)
 
 # torch first and by its exact pin: a looser wish would bring gigabytes of CUDA to a machine without a GPU
 .venv/installed: pyproject.toml constraints.txt

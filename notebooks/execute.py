@@ -3,6 +3,7 @@
     python -m notebooks.execute                        every notebook of this folder
     python -m notebooks.execute 03_the_loop            one of them
     python -m notebooks.execute 03_the_loop --store    and keep the outputs in the file
+    python -m notebooks.execute --jobs 2               two at a time: a lesson computes on one core
 
 Each runs in a fresh kernel, in a temporary copy of this folder, so nothing a lesson writes stays behind. A lesson ends with a cell
 of assertions: a wrong number stops it, the notebook and the cell are named, and the exit status is 1.
@@ -12,6 +13,7 @@ Proved in tests/parity/test_execute.py (nbclient comes with the extra [notebooks
 import argparse
 import base64
 import io
+import multiprocessing
 import os
 import re
 import resource
@@ -19,6 +21,7 @@ import shutil
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -101,27 +104,36 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def passed(path: Path, keep: bool) -> bool:
+    """Run one lesson, say how it went, and whether it passed."""
+    began, used = time.perf_counter(), cpu_seconds()
+    try:
+        notebook = execute(path)
+        kept = f", {store(notebook, path) // 1000} kB stored" if keep else ""
+        print(f"{path.stem}: passed in {time.perf_counter() - began:.0f} s ({cpu_seconds() - used:.0f} CPU seconds){kept}", flush=True)
+        return True
+    except RuntimeError as error:
+        print(f"{path.stem}: FAILED\n{error}", file=sys.stderr, flush=True)
+        return False
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m notebooks.execute", description="Run the lessons from first to last cell.")
     parser.add_argument("names", nargs="*", help="notebooks of this folder, with or without .ipynb (default: all)")
     parser.add_argument("--store", action="store_true", help="keep the outputs in the notebook files")
+    parser.add_argument("--jobs", type=int, default=1, help="lessons at a time (default: 1)")
     options = parser.parse_args()
     known = {path.stem: path for path in sorted(HERE.glob("*.ipynb"))}
     wanted = [name.removesuffix(".ipynb") for name in options.names] or list(known)
     if unknown := [name for name in wanted if name not in known]:
         print(f"no notebook {', '.join(unknown)} in {HERE.name}/; there are {', '.join(known)}", file=sys.stderr)
         return 2
-    failed = 0
-    for name in wanted:
-        began, used = time.perf_counter(), cpu_seconds()
-        try:
-            notebook = execute(known[name])
-            kept = f", {store(notebook, known[name]) // 1000} kB stored" if options.store else ""
-            print(f"{name}: passed in {time.perf_counter() - began:.0f} s ({cpu_seconds() - used:.0f} CPU seconds){kept}", flush=True)
-        except RuntimeError as error:
-            failed += 1
-            print(f"{name}: FAILED\n{error}", file=sys.stderr, flush=True)
-    return 1 if failed else 0
+    if options.jobs > 1:                                       # a process for each, so that CPU seconds are its own kernel's
+        with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+            found = list(pool.map(passed, [known[name] for name in wanted], [options.store] * len(wanted)))
+    else:
+        found = [passed(known[name], options.store) for name in wanted]
+    return 0 if all(found) else 1
 
 
 if __name__ == "__main__":

@@ -71,3 +71,13 @@ def test_an_unknown_name_lists_the_known_ones(lesson, monkeypatch, capsys):
     lesson("known", "1")
     assert run(monkeypatch, "unknown") == 2
     assert "no notebook unknown" in capsys.readouterr().err
+
+
+def test_lessons_in_parallel_fail_and_pass_as_one_by_one(lesson, monkeypatch, capfd):
+    for name in ("one", "two", "three"):
+        lesson(name, f"print('{name}')", "assert 'two' != '" + name + "'")
+    assert run(monkeypatch, "--jobs", "2") == 1
+    out, err = capfd.readouterr()
+    assert "one: passed" in out and "three: passed" in out and "two.ipynb, cell 2, line 1" in err
+    assert run(monkeypatch, "one", "three", "--jobs", "2", "--store") == 0
+    assert nbformat.read(execute.HERE / "three.ipynb", as_version=4).cells[0].outputs[0].text == "three\n"
