@@ -32,7 +32,7 @@ from minift.recipes import embed as recipe
 from minift.search import Index
 
 DIMS = (16, 32, 64, 128, 256)
-COMMON = dict(data=("pydocs",), rows=64, epochs=3.0, max_length=128)
+COMMON = dict(data=("pydocs",), rows=64, epochs=1.0, max_length=128)
 SETTINGS = {
     "base-lora": dict(**COMMON, pooling="mean", lr=2e-3, rank=16, alpha=32.0),
     "base-full": dict(**COMMON, pooling="mean", method="full", lr=3e-4),

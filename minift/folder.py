@@ -82,7 +82,7 @@ def decoder(
     """`load`, for work that writes texts or scores them token by token: raises InputError for an encoder."""
     folder = locate(name)
     if (folder / "config.json").exists() and not config_of({**config_json(folder), "quantization_config": None}, folder).causal:
-        raise InputError(f"{folder} is an encoder: it reads texts and writes none, and a decoder is wanted here. What an encoder can do: minift embed")
+        raise InputError(f"{folder} is an encoder: it reads texts and writes none, and a decoder is wanted here. What an encoder can do: minift embed, encode, search")
     return load(folder, dtype, device, quantize, scores, seed)
 
 

@@ -77,7 +77,7 @@ def adapter_table(folder: Path, base: str | None = None, quantize: Asked | None 
     if base is None:
         found = changes(method, tensors)
     else:
-        model, _ = load_base(base, quantize)
+        model, _ = load_base(base, quantize, encoders=True)
         put_on(model, folder, quantize)
         try:
             found = changes_on(model)

@@ -17,7 +17,8 @@ from torch import nn
 from minift import folder as folders
 from minift import peft
 from minift.errors import InputError
-from minift.files import refuse_if_used
+from minift.files import recover, refuse_if_used
+from minift.models.sentence_folder import read_pooling
 from minift.peft.attach import state_of
 from minift.peft.quantized import Survived
 from minift.quant import QuantizedLinear, dequantize_model
@@ -41,7 +42,8 @@ def run(config: Config) -> None:
     if config.adapter is None:
         raise InputError("merge needs --adapter FOLDER, the adapter to fold in")
     refuse_if_used(config.out, config.overwrite)
-    model, tokenizer = config.load()
+    model, tokenizer = config.load(encoders=True)
+    model.pooling = read_pooling(recover(config.adapter)) or model.pooling                # how an adapter of `minift embed` makes its vectors
     if getattr(state_of(model).sets["default"], "add_missing", False):
         found = f"a {model.config.family} checkpoint has no place for the biases this BitFit added"
         raise InputError(f"{found}: keep the adapter beside the model, or tune the biases of a family that has some, such as GPT-2")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from minift import folder as folders
+from minift.embed import embed
 from minift.folder import save
 from minift.models.encoder import Encoder
 from minift.models.pooling import Pooling
@@ -17,6 +18,7 @@ from minift.recipes.embed import Config, EmbedLoss
 from minift.recipes.embed_losses import LOSSES
 from minift.recipes.embed_report import measured
 from minift.recipes.embed_rows import Row, Rows, mined
+from minift.recipes.encode import EmbedderChoice
 from minift.train.log import read_metrics
 from tests.models.test_encoder import ENCODERS
 
@@ -176,6 +178,17 @@ def test_an_adapter_keeps_how_embeddings_are_made(learn, minift, tmp_path, encod
     modules = json.loads((tmp_path / "run/adapter/config_sentence_transformers.json").read_text())
     assert modules["prompts"] == {"query": "find ", "document": ""}
     assert json.loads((tmp_path / "run/adapter/1_Pooling/config.json").read_text())["pooling_mode_cls_token"] is True
+
+
+def test_a_merged_adapter_embeds_as_it_did_beside_the_model(learn, minift, encoder_folder, tmp_path):
+    assert learn("--pooling", "max", "--lr", 1e-2)[0] == 0
+    status, _, complaint = minift("merge", "--model", encoder_folder, "--adapter", tmp_path / "run/adapter", "--out", tmp_path / "merged")
+    assert status == 0, complaint
+    merged, tokenizer = folders.load(tmp_path / "merged")
+    beside = EmbedderChoice(model=str(encoder_folder), adapter=tmp_path / "run/adapter").load()[0]
+    assert merged.pooling == beside.pooling and merged.pooling.mode == "max"
+    torch.testing.assert_close(embed(merged, tokenizer, WORDS), embed(beside, tokenizer, WORDS), rtol=0, atol=1e-5)
+    assert minift("inspect", tmp_path / "merged")[0] == 0
 
 
 def test_a_decoder_learns_to_embed(learn, small_model, tmp_path):
