@@ -34,7 +34,7 @@ Made by `python -m benchmarks.embeddings`, which says how each number is measure
 
 ## A docstring finds its function
 
-{first["queries"]} summary lines of unseen modules search the code of {first["documents"]} functions (docstrings taken out). Learned from the standard library's other modules: {"InfoNCE, batches of 64"}.
+{first["queries"]} summary lines of unseen modules search the code of {first["documents"]} functions (docstrings taken out). Learned from the standard library's other modules: InfoNCE, batches of 64.
 
 {markdown_table(["", "MRR@10 before", "after", "", "recall@1", "minutes", "seeds"], table)}
 """
@@ -64,7 +64,7 @@ all-MiniLM-L6-v2, CoSENT on 4,500 pairs, measured on the 500 of the trial part: 
 
 {tuned[0]["before"]["queries"]} queries with an answer, {tuned[0]["before"]["documents"]} functions; the model tuned on docstrings above never saw such queries: MRR@10 {fmean(own["before"]["mrr@10"] for own in tuned):.3f} → **{fmean(own["after"]["mrr@10"] for own in tuned):.3f}**.
 """
-    settings = "\n".join(f"    {name:<12}{', '.join(f'{key} {value}' for key, value in own.items())}" for name, own in found["settings"].items())
+    settings = "\n".join(f"    {name:<12}{', '.join(f'{key} {value}' for key, value in own.items())}" for name, own in found["settings"].items() if of(name))
     (DOCS / "embeddings.md").write_text(f"{text}\nSettings:\n\n{settings}\n", encoding="utf-8")
 
 
