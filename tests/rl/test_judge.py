@@ -206,7 +206,7 @@ class Server:
     """An OpenAI-compatible server whose replies come from a list, the last one for ever after: a verdict, or a function of the handler."""
 
     def __init__(self, *replies):
-        self.replies, self.requests, self.lock, self.here, self.most = list(replies), [], threading.Lock(), 0, 0
+        self.replies, self.requests, self.lock = list(replies), [], threading.Lock()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -215,15 +215,10 @@ class Server:
                 with outer.lock:
                     outer.requests.append((self.path, dict(self.headers), body))
                     reply = outer.replies.pop(0) if len(outer.replies) > 1 else outer.replies[0]
-                    outer.here += 1
-                    outer.most = max(outer.most, outer.here)
                 try:
                     reply(self) if callable(reply) else send(self, 200, json.dumps({"choices": [{"message": {"content": reply}}]}))
                 except (BrokenPipeError, ConnectionResetError):
                     pass                                                    # the asker did not wait
-                finally:
-                    with outer.lock:
-                        outer.here -= 1
 
             def log_message(self, *_):
                 pass
@@ -361,12 +356,19 @@ def test_too_many_failures_stop_the_run_and_the_votes_so_far_are_kept(serve, tmp
 
 
 def test_no_more_than_the_workers_are_on_their_way_and_every_reply_finds_its_question(serve):
-    def slow(handler):
+    lock, there, most = threading.Lock(), [], []
+
+    def slow(handler):                                                       # a question has gone before its reply is sent, not after
+        with lock:
+            there.append(handler)
+            most.append(len(there))
         time.sleep(0.05)
+        with lock:
+            there.remove(handler)
         send(handler, 200, json.dumps({"choices": [{"message": {"content": "A"}}]}))
 
-    server, endpoint = serve(slow, workers=3)
-    assert sorted(endpoint.ask_all([str(n) for n in range(9)], read_verdict)) == [(n, "A") for n in range(9)] and server.most == 3
+    _, endpoint = serve(slow, workers=3)
+    assert sorted(endpoint.ask_all([str(n) for n in range(9)], read_verdict)) == [(n, "A") for n in range(9)] and max(most) == 3
     picky, endpoint = serve(lambda handler: None, workers=3)
     picky.replies = [lambda handler: send(handler, 200, json.dumps({"choices": [{"message": {"content": picky.requests[-1][2]["messages"][0]["content"]}}]}))]
     endpoint.workers = 1
