@@ -10,11 +10,10 @@
 
 Any model can be the body; its folder says how vectors are made, or --pooling does. All texts of a batch lie end to end in rows without pads
 (models/ragged.py). In-batch losses learn more from larger batches: --rows says how many, --mini-batch keeps the memory of a small one at the
-gradient of the large one (train/grad_cache.py). No text stands in a batch twice, and one that does by --rows' leave is no negative (trap 41).
+gradient of the large one (train/grad_cache.py). No text of a pair stands in a batch twice; a negative that is another row's partner is not counted as one (trap 41).
 Proved in tests/recipes/test_embed.py. Left out: several kinds of data at once, a cross-encoder's scores as targets."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -178,7 +177,7 @@ def refuse_what_cannot_learn(model: Transformer, config: Config, train: Rows, va
     if config.loss == "simcse" and not model.config.dropout:
         raise InputError("--loss simcse sets a text against itself under other dropout, and this model has none: take an encoder, or pairs of texts")
     if config.loss == "triplet" and any(len(row.texts) != 3 for part in (train, valid) for row in part.rows):
-        raise InputError("--loss triplet wants one negative in every row: give them, or take --negatives 1 (for training) with rows that have none held out")
+        raise InputError("--loss triplet wants one negative in every row, held-out ones too: give them, or take infonce, which needs none")
     if len(train.rows) < config.rows:
         raise InputError(f"--rows {config.rows} of {len(train.rows)} rows to train on: a batch cannot be larger than the data")
     if not valid.batches(config.rows, config.seed):
@@ -234,7 +233,7 @@ def encoder_of(model: Transformer, tokenizer, pooling: Pooling, config: Config) 
     """texts, "query" or "document" [, dim] -> vectors, by the model as it is now and in training's arithmetic."""
 
     def encode(texts: Sequence[str], side: str, dim: int | None = None) -> Tensor:
-        with autocast(config.precision, model.embed.weight.device.type) if config.precision != "fp32" else nullcontext():
+        with autocast(config.precision, model.embed.weight.device.type):
             return embed(model, tokenizer, texts, prompt=prompt_of(pooling, side), pooling=pooling, dim=dim, tokens=config.batch_tokens)
 
     return encode

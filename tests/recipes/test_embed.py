@@ -83,8 +83,8 @@ def test_pairs_are_learned(learn, tmp_path, options):
     assert (tmp_path / "run/dims.png").exists() == ("--dims" in options)
 
 
-def test_trap40_the_gradient_of_a_mini_batch_is_the_whole_batchs(encoder_folder, files):
-    """Dropout on: the seeds are drawn for each mini-batch alike in both passes, so here the whole batch is one mini-batch."""
+def test_mini_batches_have_the_gradient_of_the_whole_batch(encoder_folder, files):
+    """Dropout off, so that one pass over all rows and several over some draw nothing; with dropout on (trap 40): tests/train/test_grad_cache.py."""
     model, tokenizer = folders.load(encoder_folder)
     grads = []
     for size in (0, 3):
