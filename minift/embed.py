@@ -7,6 +7,7 @@ folder's pooling (mean, if it says nothing), a decoder with mean, last or weight
 Proved in tests/test_embed.py, equal to sentence-transformers in tests/parity/test_sentence_transformers.py.
 Left out: several GPUs, vectors in 8 bits."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -51,15 +52,17 @@ def pooling_of(model: Transformer) -> Pooling:
     return model.pooling or Pooling("last" if model.config.causal else "mean")
 
 
-def pooled(model: Transformer, row: Tensor, ragged: Ragged, pooling: Pooling) -> Tensor:
-    """One row of texts (1, N) -> their vectors (B, C), not normalised, with the graph."""
-    row = row.to(model.embed.weight.device)
+def pooled(model: Transformer, row: Tensor, ragged: Ragged, pooling: Pooling, token_types: Tensor | None = None) -> Tensor:
+    """One row of texts (1, N) -> their vectors (B, C), not normalised, with the graph. token_types (1, N): which text of a pair a token is of."""
+    device = model.embed.weight.device
+    row, types = row.to(device), {} if token_types is None else {"token_types": token_types.to(device)}
     if model.virtual_count() and model.virtual().embeds is not None:                  # virtual tokens want a row of their own for each text
         lengths = ragged.lengths()
         padded = torch.nn.utils.rnn.pad_sequence(row[0].split(lengths.tolist()), batch_first=True)
-        there = torch.arange(padded.shape[1]) < lengths[:, None]                      # (B, T)
-        return pool(model.hidden(padded, segments=(~there).long().to(row.device))[there.to(row.device)], ragged, pooling.mode)
-    return pool(model.hidden(row, ragged=ragged)[0], ragged, pooling.mode)
+        there = (torch.arange(padded.shape[1]) < lengths[:, None]).to(device)         # (B, T)
+        types = {name: torch.zeros_like(padded).masked_scatter(there, value) for name, value in types.items()}
+        return pool(model.hidden(padded, segments=(~there).long(), **types)[there], ragged, pooling.mode)
+    return pool(model.hidden(row, ragged=ragged, **types)[0], ragged, pooling.mode)
 
 
 def token_ids(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], pooling: Pooling, prompt: str | None = None) -> list[list[int]]:
@@ -96,3 +99,12 @@ def rows(ids: Sequence[Sequence[int]], tokens: int) -> Iterator[tuple[Tensor, Ra
             yield row, ragged, torch.tensor(some)[inside]
             some, size = [], 0
         some, size = [*some, number], size + more
+
+
+def fingerprint(model: Transformer) -> str:
+    """A name for the model as it is, adapters included, that changes with its weights and its pooling."""
+    seen = hashlib.blake2b(repr((model.config, pooling_of(model))).encode(), digest_size=16)
+    for name, tensor in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
+        seen.update(name.encode())
+        seen.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return seen.hexdigest()

@@ -6,7 +6,6 @@
 Proved in tests/recipes/test_encode.py. Left out: adding to an index."""
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 
 from minift import folder as folders
 from minift.data.records import find, names, records
-from minift.embed import embed, pooling_of
+from minift.embed import embed, fingerprint, pooling_of
 from minift.errors import InputError
 from minift.files import new_folder, recover, refuse_if_used, write_text
 from minift.models.pooling import Mode
@@ -106,12 +105,3 @@ def read_column(data, column: str) -> list[str]:
                 raise InputError(f"{record.where}: the field {column!r} is {text!r:.40}: wanted a text that is not empty")
             texts.append(text)
     return texts
-
-
-def fingerprint(model: Transformer) -> str:
-    """A name for the model as it is, adapters included, that changes with its weights and its pooling."""
-    seen = hashlib.blake2b(repr((model.config, pooling_of(model))).encode(), digest_size=16)
-    for name, tensor in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
-        seen.update(name.encode())
-        seen.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return seen.hexdigest()

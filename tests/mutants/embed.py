@@ -36,6 +36,6 @@ MUTANTS = [
     Mutant("an_adapter_without_its_pooling", RECIPE, "        write_pooling(pooling, model.config.hidden_size, written)\n", "        pass\n", TEST_RECIPE),
     Mutant("the_temperature_not_taken_off", RECIPE, "        del model.temperature\n", "        pass\n", TEST_RECIPE),
     Mutant("the_nearest_text_is_itself", REPORT, "next(int(j) for j in own if j != i)", "int(own[0])", TEST_RECIPE),
-    Mutant("a_fingerprint_of_the_shape_only", ENCODE, "        seen.update(tensor.detach()", "        (lambda x: None)(tensor.detach()", TEST_ENCODE),
-    Mutant("a_fingerprint_that_forgets_the_pooling", ENCODE, "repr((model.config, pooling_of(model)))", "repr(model.config)", TEST_ENCODE),
+    Mutant("a_fingerprint_of_the_shape_only", EMBED, "        seen.update(tensor.detach()", "        (lambda x: None)(tensor.detach()", TEST_ENCODE),
+    Mutant("a_fingerprint_that_forgets_the_pooling", EMBED, "repr((model.config, pooling_of(model)))", "repr(model.config)", TEST_ENCODE),
 ]    # fmt: skip

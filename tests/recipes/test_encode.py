@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minift.folder import load
-from minift.recipes.encode import fingerprint
+from minift.embed import fingerprint
 
 TEXTS = ["The list is sorted.", "A string is returned.", "What the object holds, or None."]
 
