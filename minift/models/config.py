@@ -51,7 +51,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     norm_offset: float = 0.0
     """Added to the stored norm weight: Gemma stores w and multiplies by 1 + w."""
-    position: Literal["rope", "learned", "alibi"] = "rope"
+    position: Literal["rope", "learned", "alibi", "relative"] = "rope"
     first_position: int = 0
     """Rows of the table of learned positions before a text's first token (RoBERTa leaves 2 out)."""
     token_types: int = 0
@@ -60,6 +60,12 @@ class ModelConfig:
     rope_dim: int | None = None
     """How many of the D numbers of a head are rotated (None: all; GPT-NeoX rotates a quarter)."""
     rope_scaling: RopeScaling | None = None
+    relative_buckets: int = 32
+    """Of relative positions: rows of the table of learned biases (relative.py)."""
+    relative_furthest: int = 128
+    """Of relative positions: the distance from which on all are one bucket."""
+    attention_scale: float | None = None
+    """What scores are multiplied by before the bias; None: 1 / sqrt(D). T5: 1, its start made the scale part of Wq."""
     activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
     gated: bool = True
     """down(act(gate(x)) * up(x)) instead of down(act(up(x)))."""
@@ -87,12 +93,24 @@ class ModelConfig:
     """The embedding is multiplied by this (Gemma: sqrt(C))."""
     tie_embeddings: bool = True
     """The output head is the embedding matrix."""
+    head_scale: float = 1.0
+    """Of an encoder-decoder: the stream is multiplied by this before the head (T5: 1 / sqrt(C))."""
+    decoder_layers: int = 0
+    """Blocks of the decoder that writes while it reads what `layers` blocks made of the prompt (encoder_decoder.py); 0: there is no second stack."""
+    cross: bool = False
+    """Each block also reads an encoder's stream: the decoder of such a pair (cross.py)."""
+    start_token_id: int | None = None
+    """What an encoder-decoder's answer begins behind."""
     dropout: float = 0.0
     """On the embedding and on each residual branch, while training."""
     top: Literal["next", "mask", "pooler", "none"] = "next"
     """What reads the stream: logits of the next token (decoders); of encoders, logits of masked tokens, a layer on the first token, or nothing."""
     labels: int = 0
     """K of a scorer: that many scores in place of the V logits (scorer.py); 0: a language model."""
+    label_names: tuple[str, ...] = ()
+    """What each of a classifier's K scores is for; empty: they have no names."""
+    problem: Literal["single", "multi", "regression"] | None = None
+    """What the scores mean: one label holds, any number of labels hold, or they are the answer; None: unsaid."""
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
@@ -108,7 +126,13 @@ class ModelConfig:
             raise ValueError("norm_after is a choice of blocks that are not parallel")
         if not self.causal and (self.position == "alibi" or any(width is not None for width in self.windows)):
             raise ValueError("sliding windows and ALiBi look backwards: they are choices of decoders")
-        if self.causal != (self.top == "next"):
+        if self.label_names and len(self.label_names) != self.labels:
+            raise ValueError(f"label_names has {len(self.label_names)} names for {self.labels} labels")
+        if self.cross and (self.norm_after or self.parallel or not self.causal):
+            raise ValueError("cross is a choice of decoders whose blocks are neither parallel nor norm_after")
+        if self.decoder_layers and not (self.causal and self.start_token_id is not None):
+            raise ValueError("an encoder-decoder writes one token after the other: causal, and with a start_token_id")
+        if self.causal != (self.top == "next") and not self.cross:
             raise ValueError(f"top is {self.top!r}: a decoder predicts the next token, an encoder does not")
 
     def window(self, layer: int) -> int | None:

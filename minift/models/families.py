@@ -51,6 +51,8 @@ INERT = {
 
 SCORER = "ForSequenceClassification"
 """How the architecture of a scorer's folder ends."""
+PROBLEMS = {"single": "single_label_classification", "multi": "multi_label_classification", "regression": "regression"}
+"""ModelConfig.problem -> problem_type in config.json."""
 
 
 def from_hf(hf: dict) -> ModelConfig:
@@ -63,7 +65,7 @@ def from_hf(hf: dict) -> ModelConfig:
         if hf.get(option) is not None and hf[option] != wanted:
             raise InputError(f"{option} is {hf[option]!r}: minift does not implement it; only {wanted!r} or leaving it out will do")
     try:
-        return dataclasses.replace(FAMILIES[kind][0](hf), labels=_labels(hf))
+        return dataclasses.replace(FAMILIES[kind][0](hf), **_labels(hf))
     except InputError:
         raise
     except ValueError as error:                                            # ModelConfig's own checks
@@ -87,9 +89,10 @@ def to_hf(config: ModelConfig, dtype: str = "float32") -> dict:
         **FAMILIES[config.family][1](config),
     }
     if config.labels:
-        names = {str(k): f"LABEL_{k}" for k in range(config.labels)}
+        names = {str(k): name for k, name in enumerate(config.label_names or _unnamed(config.labels))}
         hf["architectures"] = [name.replace("ForCausalLM", SCORER).replace("LMHeadModel", SCORER) for name in hf["architectures"]]
         hf |= {"num_labels": config.labels, "id2label": names, "label2id": {name: int(k) for k, name in names.items()}}
+        hf |= {"problem_type": PROBLEMS[config.problem]} if config.problem else {}
     again = dataclasses.asdict(from_hf(hf))                                # the file must say exactly this model
     lost = [f"{name} {value!r}" for name, value in dataclasses.asdict(_plain(config)).items() if again[name] != value]
     if lost:
@@ -97,15 +100,28 @@ def to_hf(config: ModelConfig, dtype: str = "float32") -> dict:
     return hf
 
 
-def _labels(hf: dict) -> int:
-    """K of a ...ForSequenceClassification, as transformers counts it: by id2label, else 2 unless num_labels says otherwise; else 0."""
+def _labels(hf: dict) -> dict:
+    """Our fields of a ...ForSequenceClassification; none for other models. K as transformers counts it: by id2label, else 2 unless num_labels says
+    otherwise."""
     if not any(str(name).endswith(SCORER) for name in hf.get("architectures") or []):
-        return 0
+        return {}
     names = hf.get("id2label")
     labels = len(names) if isinstance(names, dict) and names else hf.get("num_labels", 2)
     if not isinstance(labels, int) or isinstance(labels, bool) or labels < 1:
         raise InputError(f"num_labels is {labels!r}: wanted a positive whole number")
-    return labels
+    named = {str(place): str(name) for place, name in names.items()} if isinstance(names, dict) else {}
+    if named and (set(named) != {str(k) for k in range(labels)} or len(set(named.values())) < labels):
+        raise InputError(f"id2label is {names!r:.200}: wanted a name of its own for each of 0 to {labels - 1}")
+    in_order = tuple(named[str(k)] for k in range(labels)) if named else ()
+    problem = next((ours for ours, theirs in PROBLEMS.items() if theirs == hf.get("problem_type")), None)
+    if hf.get("problem_type") and problem is None:
+        raise InputError(f"problem_type is {hf['problem_type']!r}: wanted one of {', '.join(PROBLEMS.values())}")
+    return {"labels": labels, "label_names": () if in_order == _unnamed(labels) else in_order, "problem": problem}
+
+
+def _unnamed(labels: int) -> tuple[str, ...]:
+    """transformers' names for labels that have none."""
+    return tuple(f"LABEL_{k}" for k in range(labels))
 
 
 def _plain(config: ModelConfig) -> ModelConfig:
