@@ -3,7 +3,7 @@
     texts -> token ids, cut to max_length -> rows of about `tokens` tokens, texts end to end, no pads -> (N, C) float32
 
 Texts are sorted by length, so that those of one length lie side by side, and come back in their own order. Any model can embed: an encoder with its
-folder's pooling (mean, if it says nothing), a decoder with mean, last or weighted pooling. Nothing depends on which texts are embedded together.
+folder's pooling (mean, if it says nothing), a decoder with mean, last or weighted pooling, looking back or both ways. Nothing depends on which texts are embedded together.
 Proved in tests/test_embed.py, equal to sentence-transformers in tests/parity/test_sentence_transformers.py.
 Left out: several GPUs, vectors in 8 bits."""
 
@@ -55,20 +55,20 @@ def pooling_of(model: Transformer) -> Pooling:
 def pooled(model: Transformer, row: Tensor, ragged: Ragged, pooling: Pooling, token_types: Tensor | None = None) -> Tensor:
     """One row of texts (1, N) -> their vectors (B, C), not normalised, with the graph. token_types (1, N): which text of a pair a token is of."""
     device = model.embed.weight.device
-    row, types = row.to(device), {} if token_types is None else {"token_types": token_types.to(device)}
-    if model.virtual_count() and model.virtual().embeds is not None:                  # virtual tokens want a row of their own for each text
-        lengths = ragged.lengths()
-        padded = torch.nn.utils.rnn.pad_sequence(row[0].split(lengths.tolist()), batch_first=True)
-        there = (torch.arange(padded.shape[1]) < lengths[:, None]).to(device)         # (B, T)
-        types = {name: torch.zeros_like(padded).masked_scatter(there, value) for name, value in types.items()}
-        return pool(model.hidden(padded, segments=(~there).long(), **types)[there], ragged, pooling.mode)
-    return pool(model.hidden(row, ragged=ragged, **types)[0], ragged, pooling.mode)
+    given = {"token_ids": row.to(device)} | ({} if token_types is None else {"token_types": token_types.to(device)})
+    both = {"bidirectional": True} if pooling.bidirectional and model.config.causal else {}
+    if model.virtual_count() and model.virtual().embeds is not None:                  # virtual tokens stand before each text: one length at a time
+        runs = zip(*(ragged.batches(tokens[0]) for tokens in given.values()))         # (texts, length) of each
+        return pool(ragged.row(model.hidden(**dict(zip(given, run)), **both) for run in runs), ragged, pooling.mode)
+    return pool(model.hidden(**given, ragged=ragged, **both)[0], ragged, pooling.mode)
 
 
 def token_ids(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], pooling: Pooling, prompt: str | None = None) -> list[list[int]]:
     """Each text's ids, its prompt before it, cut at max_length with the end token kept."""
     if isinstance(texts, str):
         raise InputError("texts is a single string: pass a list of texts, such as [text]")
+    if model.config.decoder_layers:
+        raise InputError("the vectors of an encoder-decoder are made by its encoder: pass model.encoder")
     before = prompt_text(pooling, prompt)
     limit = min(pooling.max_length or 10**9, model.config.max_positions if model.config.position == "learned" else 10**9)
     limit -= model.virtual_count()

@@ -1,16 +1,20 @@
 """Texts to vectors: order, batches, cuts, prompts. That the vectors are sentence-transformers' is tests/parity/test_sentence_transformers.py."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import minift as package
 from minift import peft
-from minift.embed import embed, rows, token_ids
+from minift.embed import embed, pooled, rows, token_ids
 from minift.errors import InputError
 from minift.folder import decoder, load, save
 from minift.models.encoder import Encoder
 from minift.models.pooling import Pooling
-from tests.models.small import SHAPE, randomised
+from minift.models.ragged import lay_out
+from minift.models.transformer import Transformer
+from tests.models.small import CONFIGS, SHAPE, randomised
 from tests.models.test_encoder import ENCODERS
 
 TEXTS = ["The object is a list.", "if", "A string literal.", "if", "What is returned is the name of the function that was called, or None if there is none."]
@@ -18,10 +22,15 @@ TEXTS = ["The object is a list.", "if", "A string literal.", "if", "What is retu
 
 @pytest.fixture
 def encoder(small_tokenizer):
-    import dataclasses
-
     config = dataclasses.replace(ENCODERS["bert"], vocab_size=small_tokenizer.vocab_size, max_positions=64, top="none")
     return randomised(Encoder(config))
+
+
+def small(name, tokenizer):
+    """A random decoder of a family, for this tokenizer's texts."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return randomised(Transformer(dataclasses.replace(CONFIGS[name], vocab_size=tokenizer.vocab_size)))
 
 
 def close(a, b, atol=1e-5):
@@ -54,6 +63,56 @@ def test_decoders_embed_by_their_last_token_unless_told(small_model):
         last = model.hidden(torch.tensor([tokenizer.encode(TEXTS[2])]))[0, -1]
     close(found[2], last / last.norm())
     assert not torch.allclose(found, embed(model, tokenizer, TEXTS, pooling=Pooling("weighted")), atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama3", "gpt2", "gpt_neox", "gemma", "falcon_40b"])
+def test_a_decoder_without_its_causal_mask_is_the_encoder_of_its_weights(name, small_tokenizer):
+    decoder = small(name, small_tokenizer)
+    pooling = Pooling("mean", False, bidirectional=True)
+    found, once = embed(decoder, small_tokenizer, TEXTS, pooling=pooling), embed(decoder, small_tokenizer, TEXTS, pooling=Pooling("mean", False))
+    assert (found - once).abs().max() > 0.05 and decoder.config.causal                 # and looks back again afterwards
+    encoder = Encoder(dataclasses.replace(decoder.config, causal=False, top="none")).eval()
+    encoder.load_state_dict({key: value for key, value in decoder.state_dict().items() if not key.startswith("head.")})
+    close(found, embed(encoder, small_tokenizer, TEXTS, pooling=Pooling("mean", False)), atol=1e-4)
+    for text, vector in zip(TEXTS, found):
+        close(embed(decoder, small_tokenizer, [text], pooling=pooling)[0], vector, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [peft.Prefix(length=3), peft.Prompt(length=2)])
+def test_virtual_tokens_stand_before_a_text_that_is_read_both_ways(small_tokenizer, method):
+    """The first token then sees the last one, and all of them the virtual ones."""
+    decoder, pooling = small("llama", small_tokenizer), Pooling("cls", False, bidirectional=True)
+    peft.attach(decoder, method)
+    vectors = []
+    for seed in (3, 4):
+        with torch.no_grad():
+            for parameter in decoder.parameters():
+                if parameter.requires_grad:
+                    parameter.normal_(generator=torch.Generator().manual_seed(seed))
+        found = embed(decoder, small_tokenizer, ["of a list", "of a name", "if"], pooling=pooling)
+        assert (found[0] - found[1]).abs().max() > 0.01
+        close(found[0], embed(decoder, small_tokenizer, ["of a list"], pooling=pooling)[0], atol=1e-4)
+        vectors.append(found)
+    assert ((vectors[0] - vectors[1]).abs().amax(1) > 0.01).all()
+
+
+def test_what_looks_backwards_only_says_so(small_tokenizer):
+    for name in ("mistral", "bloom"):
+        with pytest.raises(InputError, match="sliding windows and ALiBi look backwards"):
+            embed(small(name, small_tokenizer), small_tokenizer, TEXTS, pooling=Pooling(bidirectional=True))
+    decoder, ids = small("llama", small_tokenizer), torch.tensor([[1, 2, 3]])
+    for doors in (dict(segments=torch.zeros_like(ids)), dict(cache=decoder.new_cache(1, 5))):
+        with pytest.raises(InputError, match="cannot be bidirectional"):
+            decoder.hidden(ids, bidirectional=True, **doors)
+
+
+def test_learned_virtual_tokens_are_seen_by_an_encoders_texts(encoder, small_tokenizer):
+    """And learn: their places alone, which move the text's, are not all they do."""
+    peft.attach(encoder, peft.Prompt(length=2))
+    pooling = Pooling(normalize=False)
+    row, ragged, _ = lay_out([small_tokenizer.encode(text) for text in TEXTS])
+    pooled(encoder, row, ragged, pooling).square().sum().backward()
+    assert all(parameter.grad.abs().max() > 1e-3 for parameter in encoder.parameters() if parameter.requires_grad)
 
 
 @pytest.mark.parametrize("method", [peft.LoRA(rank=2), peft.Prefix(length=3), peft.Prompt(length=2)])

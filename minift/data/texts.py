@@ -1,7 +1,8 @@
-"""Texts to be compared: what a model of embeddings learns from, in four shapes, recognised by the fields of a file's first record.
+"""Texts to be compared: what a model of embeddings learns from, in five shapes, recognised by the fields of a file's first record.
 
     pairs     anchor, positive [, negative or negatives: one or a list]      two texts that belong together, and some that do not
     scored    sentence1, sentence2, score                                    two texts, and how alike somebody found them
+    nli       sentence1, sentence2, label                                    two texts, and how the one relates to the other
     labelled  text, label                                                    texts of one label belong together
     texts     text                                                           nothing but texts (SimCSE)
 
@@ -22,9 +23,10 @@ from minift.data.records import Record, find, names, records
 from minift.data.sources import renamed
 from minift.errors import InputError
 
-Shape = Literal["pairs", "scored", "labelled", "texts"]
+Shape = Literal["pairs", "scored", "nli", "labelled", "texts"]
 SHAPES: dict[Shape, tuple[str, ...]] = {
-    "pairs": ("anchor", "positive"), "scored": ("sentence1", "sentence2", "score"), "labelled": ("text", "label"), "texts": ("text",),
+    "pairs": ("anchor", "positive"), "scored": ("sentence1", "sentence2", "score"),
+    "nli": ("sentence1", "sentence2", "label"), "labelled": ("text", "label"), "texts": ("text",),
 }    # fmt: skip
 KNOWN = ("anchor", "positive", "negative", "negatives", "sentence1", "sentence2", "score", "text", "label")
 CODE = 1200
@@ -131,7 +133,7 @@ def _row(shape: Shape, record: Record, found: Found) -> list[Texts]:
     if shape == "pairs" and texts[1].strip() in (text.strip() for text in texts[2:]):
         raise InputError(f"{record.where}: the negative is the positive, {texts[1].strip()!r:.60}: take the row out")
     score = _number(record, fields["score"]) if shape == "scored" else None
-    label = str(fields["label"]).strip() if shape == "labelled" else None
+    label = str(fields["label"]).strip() if shape in ("labelled", "nli") else None
     if label == "":
         raise InputError(f"{record.where}: the label is empty")
     return [Texts(record.where, tuple(texts), score, label)]

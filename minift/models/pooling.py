@@ -7,7 +7,8 @@
     weighted  sum_t (t + 1) h[t] / sum_t (t + 1)       decoders: later tokens have seen more (SGPT, Muennighoff 2022, arXiv:2202.08904)
 
 Where tokens are counted, pads are not there: texts lie end to end (ragged.py), so a mean is over a text's own tokens and a last token is the
-text's (traps 9-11). `normalize` divides by the length of the vector, after which a dot product is a cosine.
+text's (traps 9-11). A decoder may be let see the whole text while it embeds (`bidirectional`; LLM2Vec, BehnamGhader et al. 2024,
+arXiv:2404.05961): it was not made for that, and has to be tuned with it. `normalize` divides by the length of the vector, after which a dot product is a cosine.
 Proved in tests/models/test_pooling.py, equal to sentence-transformers in tests/parity/test_sentence_transformers.py. Left out: several poolings
 side by side, dense layers behind them, leaving a prompt's tokens out of the mean."""
 
@@ -36,6 +37,8 @@ class Pooling:
     """Name -> what is put before a text of that kind ("query": "query: ")."""
     default_prompt: str | None = None
     """The name of the one that is put before a text of no stated kind."""
+    bidirectional: bool = False
+    """A decoder's tokens see the whole text. Its next tokens are still predicted as ever."""
 
 
 def pool(stream: Tensor, ragged: Ragged, mode: Mode) -> Tensor:

@@ -2,8 +2,9 @@
 
     modules.json                        [Transformer at "", Pooling at "1_Pooling", Normalize at "2_Normalize"]
     1_Pooling/config.json               the mode: one name (version 6), or a true among pooling_mode_... (before)
-    sentence_bert_config.json           max_seq_length
+    sentence_bert_config.json           max_seq_length; config_args {"is_causal": false}: the decoder looks both ways
     config_sentence_transformers.json   prompts, default_prompt_name
+    config.json                         is_causal false, where the model lies here too: transformers 5 takes its causal mask off then
 
 A folder whose embeddings are made otherwise (a dense layer, two poolings at once, a prompt left out of the mean) is refused: its vectors would be
 wrong, and nobody would see it. Proved in tests/models/test_pooling.py, tests/parity/test_sentence_transformers.py."""
@@ -16,7 +17,7 @@ from minift.files import write_text
 from minift.models.pooling import Pooling
 from minift.models.stored import read_json
 
-MODULES, SETTINGS, LENGTH = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
+MODULES, SETTINGS, LENGTH, CONFIG = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "config.json"
 FLAGS = {
     "cls": "pooling_mode_cls_token", "max": "pooling_mode_max_tokens", "mean": "pooling_mode_mean_tokens",
     "weighted": "pooling_mode_weightedmean_tokens", "last": "pooling_mode_lasttoken",
@@ -41,12 +42,12 @@ def read_pooling(folder: str | Path) -> Pooling | None:
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise InputError(f"{folder / MODULES} lists {', '.join(kinds)}: minift makes embeddings with Transformer, Pooling and perhaps Normalize, in this order")
     settings = read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
-    length = read_json(folder / LENGTH).get("max_seq_length") if (folder / LENGTH).exists() else None
+    body = read_json(folder / LENGTH) if (folder / LENGTH).exists() else {}
     prompts = {str(name): str(text) for name, text in (settings.get("prompts") or {}).items() if text}
     default = settings.get("default_prompt_name")
     if default is not None and default not in (settings.get("prompts") or {}):
         raise InputError(f"{folder / SETTINGS}: default_prompt_name is {default!r}, which is none of its prompts: {', '.join(prompts) or 'there are none'}")
-    return Pooling(mode, kinds[-1] == "Normalize", length, prompts, default if default in prompts else None)
+    return Pooling(mode, kinds[-1] == "Normalize", body.get("max_seq_length"), prompts, default if default in prompts else None, _looks_ahead(folder, body))
 
 
 def write_pooling(pooling: Pooling, width: int, folder: str | Path) -> None:
@@ -58,12 +59,20 @@ def write_pooling(pooling: Pooling, width: int, folder: str | Path) -> None:
     flags = {"word_embedding_dimension": width, **{flag: mode == pooling.mode for mode, flag in FLAGS.items()}, "pooling_mode_mean_sqrt_len_tokens": False,
              "include_prompt": True}    # fmt: skip
     settings = {"model_type": "SentenceTransformer", "prompts": pooling.prompts, "default_prompt_name": pooling.default_prompt, "similarity_fn_name": "cosine"}
+    if pooling.bidirectional and (folder / CONFIG).exists():
+        _write(folder / CONFIG, {**read_json(folder / CONFIG), "is_causal": False})
     for place in places[1:]:
         (folder / place).mkdir(exist_ok=True)
     _write(folder / places[1] / "config.json", flags)
     _write(folder / MODULES, modules)
     _write(folder / SETTINGS, settings)
-    _write(folder / LENGTH, {"max_seq_length": pooling.max_length, "do_lower_case": False})
+    _write(folder / LENGTH, {"max_seq_length": pooling.max_length, "do_lower_case": False, **({"config_args": {"is_causal": False}} if pooling.bidirectional else {})})
+
+
+def _looks_ahead(folder: Path, body: dict) -> bool:
+    """Does the folder ask for a decoder without its causal mask? An adapter's folder has no config.json."""
+    model = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    return any((said or {}).get("is_causal") is False for said in (model, body.get("config_args"), body.get("config_kwargs")))
 
 
 def _mode(file: Path) -> str:

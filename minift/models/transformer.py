@@ -76,8 +76,12 @@ class Transformer(nn.Module):
         capture: dict | None = None,
         ragged: Ragged | None = None,
         token_types: Tensor | None = None,
+        bidirectional: bool = False,
     ) -> Tensor:
-        """The stream after the last norm, (B, T, C): `forward` without the head. Same arguments."""
+        """The stream after the last norm, (B, T, C): `forward` without the head. Same arguments, and `bidirectional`: a decoder's tokens see the
+        whole text (pooling.py); texts are then one in a row, or ragged."""
+        if bidirectional and not (self.can_look_ahead() and segments is None and cache is None):
+            raise InputError("sliding windows and ALiBi look backwards, and so does a cache; texts packed by segments are not told apart: this cannot be bidirectional")
         x = self.embed(token_ids) if embeds is None else embeds                         # (B, T, C)
         B, T, _ = x.shape
         if cache is not None and segments is not None:
@@ -98,7 +102,7 @@ class Transformer(nn.Module):
         places, positions = counted, counted if positions is None else positions        # (B, T)
         if virtual is None or virtual.embeds is None:
             prefix = None if virtual is None else virtual.keys_values
-            return self.norm(self._blocks(x, places, positions, segments, branches, V, prefix, cache, capture, ragged, token_types))
+            return self.norm(self._blocks(x, places, positions, segments, branches, V, prefix, cache, capture, ragged, token_types, bidirectional))
         if ragged is not None:
             raise InputError("virtual tokens would have to stand before each text of the row: pad or pack the texts (segments) instead")
         self._refuse_shared_stretch(places, segments)
@@ -108,7 +112,7 @@ class Transformer(nn.Module):
         segments = None if segments is None else F.pad(segments, (V, 0), value=-1)      # which number is all the same: all may see them
         branches = None if branches is None else F.pad(branches, (V, 0), value=0)
         token_types = None if token_types is None else F.pad(token_types, (V, 0), value=0)
-        return self.norm(self._blocks(x, places, positions, segments, branches, V, None, None, capture, None, token_types)[:, V:])
+        return self.norm(self._blocks(x, places, positions, segments, branches, V, None, None, capture, None, token_types, bidirectional)[:, V:])
 
     def _blocks(
         self,
@@ -123,6 +127,7 @@ class Transformer(nn.Module):
         capture: dict | None,
         ragged: Ragged | None = None,
         token_types: Tensor | None = None,
+        bidirectional: bool = False,
     ) -> Tensor:
         """Embedded tokens, virtual ones among them -> the stream before the last norm, (B, T, C) both."""
         config, T = self.config, x.shape[1]
@@ -151,6 +156,9 @@ class Transformer(nn.Module):
             before = 0 if prefix is None else virtual
             own = [virtual + torch.arange(length, device=x.device)[None] for _, length in ragged.runs]
             biases = {w: tuple(visibility(config, one, None, None, w, before + one.shape[1], virtual) for one in own) for w in windows}
+        if bidirectional:                                                               # a bias that hides nothing: without one, a decoder is causal
+            biases = dict.fromkeys(windows, x.new_ones(1, 1, 1, 1, dtype=torch.bool))
+            biases = biases if ragged is None else {w: (all_seen,) * len(ragged.runs) for w, all_seen in biases.items()}
         recompute = self.checkpointing and torch.is_grad_enabled() and cache is None    # a cache must not be written twice (trap 33)
         for layer, block in enumerate(self.blocks):
             own = None if prefix is None else prefix[layer]
@@ -218,6 +226,10 @@ class Transformer(nn.Module):
     def can_branch(self) -> bool:
         """Whether several answers may share a prompt's keys and values; dynamic rotary scaling would want other ones for each."""
         return self.config.rope_scaling is None or self.config.rope_scaling.kind != "dynamic"
+
+    def can_look_ahead(self) -> bool:
+        """Whether tokens may see the whole text: not where the distance back is all that a model knows of places."""
+        return self.config.position != "alibi" and not any(self.config.windows)
 
     def _places(self, B: int, T: int, virtual: int, segments: Tensor | None, branches: Tensor | None, cache: KVCache | None, device) -> Tensor:
         """(B, T): how many tokens of its own text, and virtual ones, stand before each token."""

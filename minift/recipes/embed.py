@@ -5,10 +5,13 @@
     rows of the file          losses (--loss), the first is the default
     anchor, positive, ...     infonce: which of the batch's texts belongs to this anchor; symmetric: and the other way round; triplet
     sentence1 & 2, score      cosent: more alike pairs get the larger cosine; angle; cosine: the cosine is the score; contrastive, online (scores of 0 and 1)
+    sentence1 & 2, label      nli: a classifier of u, v and |u - v|, which learns beside the model and is not kept, says how the two relate
     text, label               batch-hard: the furthest of one's own label against the nearest other; batch-hard-soft, batch-semi-hard, batch-all
     text                      simcse: a text against itself under other dropout
+    any of these              distill: every text lies where a --teacher puts it (embed_teacher.py)
 
-Any model can be the body; its folder says how vectors are made, or --pooling does. All texts of a batch lie end to end in rows without pads
+Any model can be the body; its folder says how vectors are made, or --pooling does. A decoder may look both ways (--bidirectional; LLM2Vec,
+arXiv:2404.05961, whose training on masked tokens before this is left out). All texts of a batch lie end to end in rows without pads
 (models/ragged.py). In-batch losses learn more from larger batches: --rows says how many, --mini-batch keeps the memory of a small one at the
 gradient of the large one (train/grad_cache.py). No text of a pair stands in a batch twice; a negative that is another row's partner is not counted as one (trap 41).
 Proved in tests/recipes/test_embed.py. Left out: several kinds of data at once, a cross-encoder's scores as targets."""
@@ -24,16 +27,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minift import folder as folders
-from minift.embed import embed, pooled, pooling_of, rows, token_ids
+from minift.embed import pooled, pooling_of, rows, token_ids
 from minift.errors import InputError
 from minift.losses.contrastive import LearnedTemperature
 from minift.models.pooling import Mode, Pooling
 from minift.models.sentence_folder import write_pooling
 from minift.models.transformer import Transformer
 from minift.peft.training import after_step, penalty, settled
-from minift.recipes.embed_losses import LOSSES, objective
+from minift.recipes.embed_losses import LOSSES, ROW_BY_ROW, objective, related
 from minift.recipes.embed_report import measured, write_report
 from minift.recipes.embed_rows import EmbedBatch, Rows, mined, read_rows
+from minift.recipes.embed_teacher import encoder_of, prompt_of, refuse_teacher, teach
 from minift.recipes.methods import METHODS
 from minift.recipes.report import draw_loss
 from minift.recipes.tuning import RunConfig, choose_parameters, loaded_in, with_rate, write_result
@@ -48,10 +52,13 @@ class Config(RunConfig):
     """Fine-tune a model's embeddings: retrieval, similarity, clusters."""
 
     data: tuple[str, ...]
-    """Files or globs (JSONL, JSON, CSV, TSV): anchor and positive (and negatives); sentence1, sentence2 and score; text and label; or text
-    alone. Or pydocs: this machine's Python docstrings and their code."""
+    """Files or globs (JSONL, JSON, CSV, TSV): anchor and positive (and negatives); sentence1, sentence2 and score, or label; text and label;
+    or text alone. Or pydocs: this machine's Python docstrings and their code."""
     loss: Literal[*LOSSES] | None = None
-    """What is learned from them; none: infonce, cosent, batch-hard or simcse, by the data."""
+    """What is learned from them; none: infonce, cosent, nli, batch-hard or simcse, by the data. nli trains a classifier of both texts beside the
+    model, which is not kept; distill takes rows of any kind, and a --teacher."""
+    teacher: str | None = None
+    """distill: a folder of the model whose vectors are to be learned; they may be wider or narrower."""
     temperature: float = 0.05
     """infonce, symmetric, simcse, cosent, angle: cosines are divided by it. Small: only the hardest negatives count."""
     learn_temperature: bool = False
@@ -75,7 +82,10 @@ class Config(RunConfig):
     positive_prompt: str = ""
     """Put before each positive and negative: "passage: ", say; none: the model's own prompt called document."""
     pooling: Mode | None = None
-    """How a text's hidden states become one vector; none: as the folder says, else the mean of an encoder's and a decoder's last token."""
+    """How a text's hidden states become one vector; none: as the folder says, else the mean of an encoder's and a decoder's last token
+    (--bidirectional: the mean)."""
+    bidirectional: bool = False
+    """Decoders: each token sees the whole text, not only what is before it. What is written says so, and is read so."""
     max_length: int = 256
     """Longest text in tokens; longer ones are cut."""
 
@@ -110,8 +120,8 @@ def run(config: Config, quiet: bool = False) -> Result:
     config = chosen(config, train_rows)
     if config.positive_prompt and train_rows[0].shape != "pairs":
         raise InputError(f"--positive-prompt is for pairs, and these rows are {train_rows[0].shape}: leave it out")
-    model, tokenizer = folders.load(config.model, getattr(torch, config.dtype), config.device, loaded_in(config))
-    own = pooling_of(model)
+    model, tokenizer = folders.embedder(config.model, getattr(torch, config.dtype), config.device, loaded_in(config))
+    own = both_ways(model, config) if config.bidirectional else pooling_of(model)
     pooling = replace(own, mode=config.pooling or own.mode, max_length=min(config.max_length, own.max_length or config.max_length))
     if config.anchor_prompt or config.positive_prompt:
         pooling = replace(pooling, prompts={"query": config.anchor_prompt, "document": config.positive_prompt}, default_prompt=None)
@@ -122,42 +132,52 @@ def run(config: Config, quiet: bool = False) -> Result:
         train_rows, said = mined(train_rows, tell(), config.negatives, config.negative_margin)
         found.append(said)
     encode = lambda texts, side: token_ids(model, tokenizer, texts, pooling, prompt_of(pooling, side))
-    train, valid = (Rows(some, encode, config) for some in (train_rows, valid_rows))
+    classes = sorted({row.label for row in train_rows}) if config.loss == "nli" else []
+    train, valid = (Rows(some, encode, config, classes) for some in (train_rows, valid_rows))
     refuse_what_cannot_learn(model, config, train, valid)
+    if config.loss == "distill":
+        found.append(teach(config, pooling, model.config.hidden_size, train, valid))
     choose_parameters(model, config, tokenizer)
-    if config.learn_temperature:
-        model.temperature = LearnedTemperature(config.temperature)
+    trained_beside(model, config, classes)
     folder = open_run(config.out, "embed", config, config.overwrite, config.resume)
     say("\n".join([*found, *train.lines("to train on"), *valid.lines("held out")]))
 
     loss = EmbedLoss(config, pooling)
-    evaluate = lambda: {"loss": held_out_loss(model, valid, loss, config), **measured(valid_rows, tell(), config)}
+    relation = getattr(model, "relation", None)
+    judge = None if relation is None else lambda u, v: [classes[i] for i in related(relation, u, v)]
+    measure = lambda dim=None: measured(valid_rows, tell(), dim, judge)
+    evaluate = lambda: {"loss": held_out_loss(model, valid, loss, config), **measure()}
     before = evaluate()
     epoch = lambda number: train.batches(config.rows, config.seed + number)
     outcome = fit(model, epoch, loss, config, folder, evaluate, config.resume, quiet, partial(after_step, model), partial(settled, model), unit="rows")
     after = evaluate()
     if config.learn_temperature:
         say(f"temperature {config.temperature:g} -> {model.temperature().item():.4f}")
-        del model.temperature
+    for name in BESIDE:
+        model._modules.pop(name, None)
     written = write_result(model, tokenizer, config, folder, base=config.model)
     if not METHODS[config.method].whole:
         write_pooling(pooling, model.config.hidden_size, written)
     draw_loss(folder, f"Held-out loss {before['loss']:.3f} → {after['loss']:.3f}", before["loss"], ylabel=f"{config.loss} loss, mean over rows")
-    write_report(folder, before, after, valid_rows, tell(), config)
+    write_report(folder, before, after, valid_rows, measure, config)
     names = [name for name in before if name not in ("loss", "rows")]
     say("; ".join([f"held-out loss {before['loss']:.3f} -> {after['loss']:.3f}", *(f"{name} {before[name]:.3f} -> {after[name]:.3f}" for name in names), f"written: {written}"]))
     return Result(before, after, outcome, written)
 
 
-def prompt_of(pooling: Pooling, side: str) -> str | None:
-    """The name of this side's prompt; None, which is the default one's, where the model has none for it."""
-    return side if side in pooling.prompts else None
+def both_ways(model: Transformer, config: Config) -> Pooling:
+    """The folder's pooling, else the mean, of a decoder that sees the whole text. Raises InputError for a model that does anyway, or cannot."""
+    if not model.config.causal:
+        raise InputError(f"--bidirectional takes a decoder's causal mask off, and {config.model} is an encoder, which has none: leave it out")
+    if not model.can_look_ahead():
+        raise InputError(f"--bidirectional: {config.model} has ALiBi or a sliding window, which look backwards: leave it out, or take a model without")
+    return replace(model.pooling or Pooling("mean"), bidirectional=True)
 
 
 def chosen(config: Config, train_rows: Sequence) -> Config:
     """With the data's own loss if none was named. Raises InputError for one that wants other data, or an option that would be without effect."""
     shape = train_rows[0].shape
-    fitting = [name for name, (wanted, _) in LOSSES.items() if wanted == shape]
+    fitting = [name for name, (wanted, _) in LOSSES.items() if wanted in (shape, "any")]
     name = config.loss or fitting[0]
     if name not in fitting:
         raise InputError(f"--loss {name} learns from {LOSSES[name][0]} rows, and these are {shape}: take {', '.join(fitting)}")
@@ -168,9 +188,11 @@ def chosen(config: Config, train_rows: Sequence) -> Config:
             raise InputError(f"--{option.replace('_', '-')} is no option of --loss {name}: leave it out")
     if config.negatives and shape != "pairs":
         raise InputError(f"--negatives are looked for where rows are pairs, and these are {shape}: leave it out")
-    if config.mini_batch and shape == "scored" and name in ("cosine", "contrastive"):
+    if config.mini_batch and name in ROW_BY_ROW:
         raise InputError(f"--mini-batch is for losses that look at a whole batch; with --loss {name}, take smaller --rows and --accumulate")
-    return replace(config, loss=name)
+    config = replace(config, loss=name)
+    refuse_teacher(config)
+    return config
 
 
 def refuse_what_cannot_learn(model: Transformer, config: Config, train: Rows, valid: Rows) -> None:
@@ -186,6 +208,19 @@ def refuse_what_cannot_learn(model: Transformer, config: Config, train: Rows, va
         raise InputError(f"--dims {config.dims}: these embeddings have {model.config.hidden_size} numbers")
 
 
+BESIDE = ("temperature", "relation")
+"""What learns beside the model, as parts of it until it is written."""
+
+
+def trained_beside(model: Transformer, config: Config, classes: Sequence[str]) -> None:
+    """A temperature, or a classifier of (u, v, |u - v|), with random weights drawn from the seed."""
+    if config.learn_temperature:
+        model.temperature = LearnedTemperature(config.temperature)
+    if config.loss == "nli":
+        torch.manual_seed(config.seed)
+        model.relation = nn.Linear(3 * model.config.hidden_size, len(classes)).to(model.embed.weight.device)
+
+
 class EmbedLoss:
     """(model, batch) -> (loss times rows, rows), as the loop wants it."""
 
@@ -195,7 +230,7 @@ class EmbedLoss:
     def __call__(self, model: nn.Module, batch: EmbedBatch) -> tuple[Tensor, int]:
         config = self.config
         temperature = model.temperature() if config.learn_temperature else config.temperature
-        loss = objective(config, batch, temperature)
+        loss = objective(config, batch, temperature, getattr(model, "relation", None))
         if config.mini_batch and torch.is_grad_enabled():
             total, count = grad_cache(batch.columns, lambda texts: self.vectors(model, texts), loss, size=config.mini_batch)
         else:
@@ -227,13 +262,3 @@ def held_out_loss(model: Transformer, valid: Rows, loss: EmbedLoss, config: Conf
             found, count = found + total.item(), count + rows_there
     model.train(was_training)
     return found / count
-
-
-def encoder_of(model: Transformer, tokenizer, pooling: Pooling, config: Config) -> Callable[..., Tensor]:
-    """texts, "query" or "document" [, dim] -> vectors, by the model as it is now and in training's arithmetic."""
-
-    def encode(texts: Sequence[str], side: str, dim: int | None = None) -> Tensor:
-        with autocast(config.precision, model.embed.weight.device.type):
-            return embed(model, tokenizer, texts, prompt=prompt_of(pooling, side), pooling=pooling, dim=dim, tokens=config.batch_tokens)
-
-    return encode

@@ -33,10 +33,12 @@ class EmbedBatch:
     """Of each column: equal numbers for equal texts."""
     targets: int
     """B."""
+    taught: tuple[Tensor, ...] = ()
+    """Of each column: the teacher's vectors, (texts, C)."""
 
     def to(self, device: torch.device | str) -> "EmbedBatch":
         move = lambda x: None if x is None else x.to(device)
-        return EmbedBatch(self.columns, move(self.values), tuple(map(move, self.ids)), self.targets)
+        return EmbedBatch(self.columns, move(self.values), tuple(map(move, self.ids)), self.targets, tuple(map(move, self.taught)))
 
 
 def read_rows(data, eval_data, held_out: float, columns) -> tuple[list[Row], list[Row], list[str]]:
@@ -55,11 +57,14 @@ def read_rows(data, eval_data, held_out: float, columns) -> tuple[list[Row], lis
 
 
 class Rows:
-    """Rows as tokens. encode(texts, side) -> token ids; the sides are "query" and, of pairs, "document"."""
+    """Rows as tokens. encode(texts, side) -> token ids; the sides are "query" and, of pairs, "document". classes: the labels there are, where a
+    classifier learns them. taught, once there is a teacher: its vector of each text, by side."""
 
-    def __init__(self, rows: Sequence[Row], encode: Callable[..., list[list[int]]], config):
-        self.rows, self.shape = list(rows), rows[0].shape
-        if self.shape == "labelled":
+    def __init__(self, rows: Sequence[Row], encode: Callable[..., list[list[int]]], config, classes: Sequence[str] = ()):
+        self.rows, self.shape, self.loss = list(rows), rows[0].shape, config.loss
+        self.compares = self.shape == "labelled" and self.loss != "distill"
+        self.taught: dict[str, dict[str, Tensor]] = {}
+        if self.compares or self.loss == "nli" and len(classes) < 2:
             _enough_labels(self.rows)
         texts: dict[str, list[str]] = {"query": [], "document": []}
         for row in rows:
@@ -67,12 +72,18 @@ class Rows:
                 texts[self.side(column)].append(text)
         self.ids = {side: dict(zip(own, encode(own, side))) for side, own in texts.items()}
         self.number = {text: i for i, text in enumerate(dict.fromkeys(text.strip() for row in rows for text in row.texts))}
-        self.values = self._values(config)
+        self.values = self._values(config, classes)
 
     def side(self, column: int) -> str:
         return "document" if self.shape == "pairs" and column else "query"
 
-    def _values(self, config) -> list[float] | list[int] | None:
+    def _values(self, config, classes: Sequence[str]) -> list[float] | list[int] | None:
+        if self.loss == "distill":
+            return None
+        if self.shape == "nli":
+            if new := next((row for row in self.rows if row.label not in classes), None):
+                raise InputError(f"{new.where}: the label {new.label!r} is in no row to train on; there are {', '.join(map(repr, classes))}: mend it, or train on it too")
+            return [classes.index(row.label) for row in self.rows]
         if self.shape == "scored":
             scaled = in_range(self.rows, *config.score_range)
             if config.loss in ("contrastive", "online") and not set(scaled) <= {0.0, 1.0}:
@@ -92,7 +103,7 @@ class Rows:
         its negative is left out of this epoch."""
         dice = random.Random(seed)
         order = dice.sample(range(len(self.rows)), len(self.rows))
-        if self.shape == "labelled":
+        if self.compares:
             order = _mates_together(order, self.values, dice)
         batches, waiting = [], order
         while waiting:
@@ -110,21 +121,22 @@ class Rows:
             waiting = later
             if len(some) > 1:
                 batches.append(self.batch(some))
-        return [batch for batch in batches if self.shape != "labelled" or _can_compare(batch.values)]
+        return [batch for batch in batches if not self.compares or _can_compare(batch.values)]
 
     def batch(self, some: Sequence[int]) -> EmbedBatch:
         rows = [self.rows[i] for i in some]
         number = lambda texts: torch.tensor([self.number[text.strip()] for text in texts])
         texts = [[row.texts[0] for row in rows]]
-        if self.shape in ("pairs", "scored"):
+        if self.shape in ("pairs", "scored", "nli"):
             texts.append([row.texts[1] for row in rows])
         if self.shape == "pairs" and any(len(row.texts) > 2 for row in rows):
             texts.append([text for row in rows for text in row.texts[2:]])
-        if self.shape == "texts":
+        if self.loss == "simcse":
             texts = texts * 2
         columns = [[self.ids[self.side(i)][text] for text in column] for i, column in enumerate(texts)]
         values = None if self.values is None else torch.tensor([self.values[i] for i in some])
-        return EmbedBatch(columns, values, tuple(map(number, texts)), len(rows))
+        taught = tuple(torch.stack([self.taught[self.side(i)][text] for text in column]) for i, column in enumerate(texts)) if self.taught else ()
+        return EmbedBatch(columns, values, tuple(map(number, texts)), len(rows), taught)
 
 
 def mined(rows: Sequence[Row], encode: Callable[..., Tensor], count: int, margin: float) -> tuple[list[Row], str]:

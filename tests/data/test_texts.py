@@ -1,4 +1,4 @@
-"""Texts to be compared: four shapes of rows, what is left out and said, what is refused."""
+"""Texts to be compared: five shapes of rows, what is left out and said, what is refused."""
 
 import json
 import re
@@ -18,19 +18,21 @@ def read(tmp_path, *rows, **options):
     return read_texts(write(tmp_path, *rows), **options)
 
 
-def test_the_four_shapes_are_told_by_their_fields(tmp_path):
+def test_the_five_shapes_are_told_by_their_fields(tmp_path):
     for row, shape, texts in (
         ({"anchor": "a", "positive": "b"}, "pairs", ("a", "b")),
         ({"anchor": "a", "positive": "b", "negative": "c"}, "pairs", ("a", "b", "c")),
         ({"anchor": "a", "positive": "b", "negatives": ["c", "d"]}, "pairs", ("a", "b", "c", "d")),
         ({"anchor": "a", "positive": "b", "negative": None}, "pairs", ("a", "b")),
         ({"sentence1": "a", "sentence2": "a", "score": "4.5"}, "scored", ("a", "a")),
+        ({"sentence1": "a", "sentence2": "a", "label": "neutral"}, "nli", ("a", "a")),
+        ({"sentence1": "a", "sentence2": "b", "label": 3, "score": 4.5}, "scored", ("a", "b")),
         ({"text": "a", "label": 3}, "labelled", ("a",)),
         ({"text": "a"}, "texts", ("a",)),
     ):
         [found], said = read(tmp_path, row)
         assert said.shape == shape and found.texts == texts
-        assert (found.score, found.label) == ({"scored": 4.5}.get(shape), {"labelled": "3"}.get(shape))
+        assert (found.score, found.label) == ({"scored": 4.5}.get(shape), {"labelled": "3", "nli": "neutral"}.get(shape))
 
 
 def test_fields_of_other_names_are_named(tmp_path):
@@ -80,9 +82,10 @@ def test_files_of_two_shapes_are_refused(tmp_path):
         read_texts(files)
 
 
-def test_an_empty_label_is_refused(tmp_path):
+@pytest.mark.parametrize("texts", [{"text": "a"}, {"sentence1": "a", "sentence2": "b"}])
+def test_an_empty_label_is_refused(tmp_path, texts):
     with pytest.raises(InputError, match="line 1: the label is empty"):
-        read(tmp_path, {"text": "a", "label": " "})
+        read(tmp_path, {**texts, "label": " "})
 
 
 def test_code_stands_without_its_docstring_and_modules_on_one_side():

@@ -34,7 +34,7 @@ def test_numbers_are_left_out_before_the_length_is_made_one():
 
 
 @pytest.mark.parametrize("pooling", [
-    Pooling(), Pooling("cls", False), Pooling("weighted", True, 77), Pooling("last", prompts={"query": "query: ", "passage": "passage: "}, default_prompt="query"),
+    Pooling(), Pooling("cls", False), Pooling("weighted", True, 77), Pooling("mean", bidirectional=True), Pooling("last", prompts={"query": "query: ", "passage": "passage: "}, default_prompt="query"),
 ])    # fmt: skip
 def test_files_go_out_and_in(pooling, tmp_path):
     write_pooling(pooling, 24, tmp_path)
@@ -46,6 +46,20 @@ def test_the_newer_spelling_of_the_mode_is_read(tmp_path):
     write_pooling(Pooling("max"), 24, tmp_path)
     (tmp_path / "1_Pooling" / "config.json").write_text('{"embedding_dimension": 24, "pooling_mode": "lasttoken"}')
     assert read_pooling(tmp_path).mode == "last"
+
+
+def test_a_decoder_without_its_mask_is_known_by_any_of_three_places(tmp_path):
+    write_pooling(Pooling(), 24, tmp_path)
+    (tmp_path / "config.json").write_text('{"hidden_size": 24}')
+    assert not read_pooling(tmp_path).bidirectional
+    for file, content in (("config.json", '{"hidden_size": 24, "is_causal": false}'), ("sentence_bert_config.json", '{"config_kwargs": {"is_causal": false}}'),
+                          ("sentence_bert_config.json", '{"config_args": {"is_causal": false}}')):  # fmt: skip
+        kept = (tmp_path / file).read_text()
+        (tmp_path / file).write_text(content)
+        assert read_pooling(tmp_path).bidirectional
+        (tmp_path / file).write_text(kept)
+    write_pooling(Pooling(bidirectional=True), 24, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"hidden_size": 24, "is_causal": False}
 
 
 def test_a_folder_that_says_nothing_has_no_pooling(tmp_path):

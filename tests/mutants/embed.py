@@ -5,7 +5,8 @@ from tests.mutants.mutant import Mutant
 EMBED, POOLING, RECIPE, ROWS = "minift/embed.py", "minift/models/pooling.py", "minift/recipes/embed.py", "minift/recipes/embed_rows.py"
 TEXTS, REPORT, ENCODE, SENTENCE = "minift/data/texts.py", "minift/recipes/embed_report.py", "minift/recipes/encode.py", "minift/models/sentence_folder.py"
 TEST, TEST_POOLING, TEST_RECIPE, TEST_TEXTS = "tests/test_embed.py", "tests/models/test_pooling.py", "tests/recipes/test_embed.py", "tests/data/test_texts.py"
-TEST_ENCODE = "tests/recipes/test_encode.py"
+TEST_ENCODE, TEST_TEACHER = "tests/recipes/test_encode.py", "tests/recipes/test_embed_teacher.py"
+TEACHER, LOSSES, TRANSFORMER = "minift/recipes/embed_teacher.py", "minift/recipes/embed_losses.py", "minift/models/transformer.py"
 
 MUTANTS = [
     Mutant("vectors_in_the_order_of_their_lengths", EMBED, "found[places] = shortened", "found[places.sort().values] = shortened", TEST),
@@ -20,7 +21,7 @@ MUTANTS = [
     Mutant("a_mean_in_bfloat16", POOLING, "stream.to(torch.promote_types(stream.dtype, torch.float32))", "stream", TEST_POOLING),
     Mutant("the_last_instead_of_the_first", POOLING, "        return states[:, 0]\n", "        return states[:, -1]\n", TEST_POOLING),
     Mutant("normalize_not_written", SENTENCE, '*(["Normalize"] if pooling.normalize else [])', '"Normalize"', TEST_POOLING),
-    Mutant("the_longest_text_not_read", SENTENCE, '.get("max_seq_length") if', '.get("max_length") if', TEST_POOLING),
+    Mutant("the_longest_text_not_read", SENTENCE, 'body.get("max_seq_length")', 'body.get("max_length")', TEST_POOLING),
     Mutant("two_poolings_taken_as_the_first", SENTENCE, "if len(found) != 1 or found[0] not in FLAGS:", "if found[0] not in FLAGS:", TEST_POOLING),
     Mutant("scores_not_scaled", TEXTS, "return [(row.score - low) / (high - low) for row in rows]", "return [row.score / high for row in rows]", TEST_TEXTS),
     Mutant("the_negative_may_be_the_positive", TEXTS, 'if shape == "pairs" and texts[1].strip() in', "if False and texts[1].strip() in", TEST_TEXTS),
@@ -36,6 +37,24 @@ MUTANTS = [
     Mutant("an_adapter_without_its_pooling", RECIPE, "        write_pooling(pooling, model.config.hidden_size, written)\n", "        pass\n", TEST_RECIPE),
     Mutant("the_temperature_not_taken_off", RECIPE, "        del model.temperature\n", "        pass\n", TEST_RECIPE),
     Mutant("the_nearest_text_is_itself", REPORT, "next(int(j) for j in own if j != i)", "int(own[0])", TEST_RECIPE),
+    Mutant("both_ways_forgotten_while_embedding", EMBED, 'both = {"bidirectional": True} if', "both = {} if", TEST),
+    Mutant("both_ways_in_the_first_run_only", TRANSFORMER, "(all_seen,) * len(ragged.runs)", "(all_seen, *[None] * (len(ragged.runs) - 1))", TEST),
+    Mutant("both_ways_forgotten_behind_learned_tokens", TRANSFORMER, "capture, None, token_types, bidirectional", "capture, None, token_types, False", TEST),
+    Mutant("a_window_taken_for_both_ways", TRANSFORMER, " and not any(self.config.windows)", "", TEST),
+    Mutant("texts_do_not_see_their_learned_tokens", EMBED, "model.hidden(**dict(zip(given, run)), **both)", "model.hidden(**dict(zip(given, run)), segments=torch.zeros_like(run[0]))", TEST),
+    Mutant("an_adapter_does_not_say_both_ways", SENTENCE, '**({"config_args": {"is_causal": False}} if pooling.bidirectional else {})', "", TEST_RECIPE),
+    Mutant("transformers_not_told_of_both_ways", SENTENCE, '"is_causal": False})', '"is_causal": True})', TEST_POOLING),
+    Mutant("a_decoder_that_looks_both_ways_read_at_its_end", RECIPE, 'replace(model.pooling or Pooling("mean"), bidirectional=True)', "replace(pooling_of(model), bidirectional=True)", TEST_RECIPE),
+    Mutant("classes_counted_in_each_part", ROWS, "return [classes.index(row.label) for row in self.rows]", "return [sorted({r.label for r in self.rows}).index(row.label) for row in self.rows]", TEST_RECIPE),
+    Mutant("the_classifiers_first_columns", LOSSES, "relation.weight.unflatten(1, (3, -1))[..., :width].flatten(1)", "relation.weight[:, : 3 * width]", TEST_RECIPE),
+    Mutant("the_classifier_not_taken_off", RECIPE, 'BESIDE = ("temperature", "relation")', 'BESIDE = ("temperature",)', TEST_RECIPE),
+    Mutant("pairs_aligned_with_their_neighbours", REPORT, "vectors[[place[row.texts[1]] for row in rows]]", "vectors[[place[row.texts[1]] for row in rows[::-1]]]", TEST_RECIPE),
+    Mutant("a_teacher_read_along_its_least_directions", TEACHER, "directions[:, -width:].flip(1)", "directions[:, :width].flip(1)", TEST_TEACHER),
+    Mutant("a_teachers_directions_from_held_out_texts", TEACHER, "every = torch.cat(list(own[0].values()))", "every = torch.cat(list(own[1].values()))", TEST_TEACHER),
+    Mutant("a_teacher_without_its_prompts", TEACHER, "prompt=prompt_of(pooling, side)", "prompt=None", TEST_TEACHER),
+    Mutant("a_student_on_the_sphere_told_shorter_vectors", TEACHER, "F.normalize(found, dim=-1) if pooling.normalize else found", "found", TEST_TEACHER),
+    Mutant("columns_follow_each_others_teachers", LOSSES, "zip(columns[:half], columns[half:])", "zip(columns[:half], columns[half:][::-1])", TEST_TEACHER),
+    Mutant("each_row_told_of_the_first_columns_side", ROWS, "self.taught[self.side(i)][text]", "self.taught[self.side(0)].get(text, torch.zeros(32))", TEST_TEACHER),
     Mutant("a_fingerprint_of_the_shape_only", EMBED, "        seen.update(tensor.detach()", "        (lambda x: None)(tensor.detach()", TEST_ENCODE),
     Mutant("a_fingerprint_that_forgets_the_pooling", EMBED, "repr((model.config, pooling_of(model)))", "repr(model.config)", TEST_ENCODE),
 ]    # fmt: skip

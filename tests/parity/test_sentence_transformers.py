@@ -54,6 +54,20 @@ def test_decoders_as_encoders(mode, tmp_path):
     torch.testing.assert_close(theirs(tmp_path / "ours"), minift.embed(model, tokenizer, TEXTS), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["mean", "last", "weighted"])
+def test_decoders_that_look_both_ways(mode, tmp_path):
+    model, tokenizer = minift.load("base")
+    model.pooling = Pooling(mode, True, 128)
+    causal = minift.embed(model, tokenizer, TEXTS)
+    model.pooling = Pooling(mode, True, 128, bidirectional=True)
+    own = minift.embed(model, tokenizer, TEXTS)
+    minift.save(model, tokenizer, tmp_path / "ours")
+    assert (own - causal).abs().max() > 0.01
+    torch.testing.assert_close(theirs(tmp_path / "ours"), own, rtol=0, atol=1e-5)
+    again, _ = minift.load(tmp_path / "ours")
+    assert torch.equal(minift.embed(again, tokenizer, TEXTS), own)
+
+
 def test_a_vocab_txt_alone_splits_as_its_tokenizer_json(tmp_path):
     from minift import tokenizer as tokenizers
 

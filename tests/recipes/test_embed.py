@@ -6,20 +6,24 @@ import math
 import random
 import re
 
+import numpy
 import pytest
 import torch
+from safetensors import safe_open
 
 from minift import folder as folders
 from minift.embed import embed
 from minift.folder import save
 from minift.models.encoder import Encoder
 from minift.models.pooling import Pooling
+from minift.models.transformer import Transformer
 from minift.recipes.embed import Config, EmbedLoss
-from minift.recipes.embed_losses import LOSSES
+from minift.recipes.embed_losses import LOSSES, part_of, related
 from minift.recipes.embed_report import measured
 from minift.recipes.embed_rows import Row, Rows, mined
 from minift.recipes.encode import EmbedderChoice
 from minift.train.log import read_metrics
+from tests.models.small import CONFIGS
 from tests.models.test_encoder import ENCODERS
 
 WORDS = [f"{a} {b}" for a in ("list", "string", "object", "class", "name", "value", "method", "module") for b in ("is", "returns", "has", "of")]
@@ -33,6 +37,7 @@ def files(tmp_path_factory):
         "pairs": [{"anchor": f"{word} {i}", "positive": f"{i} the {word.split()[0]} {word.split()[1]}"} for i, word in enumerate(WORDS * 3)],
         "triplets": [{"anchor": f"{w} {i}", "positive": f"{i} the {w}", "negative": f"{i} not a {dice.choice(WORDS)}!"} for i, w in enumerate(WORDS * 2)],
         "scored": [{"sentence1": f"{w} {i}", "sentence2": f"{w if i % 2 else dice.choice(WORDS)}, {i}", "score": 1 + 4 * (i % 2)} for i, w in enumerate(WORDS * 3)],
+        "nli": [{"sentence1": f"{w} {i}", "sentence2": f"{w if i % 2 else 'not a class of'}, {i}", "label": ("no", "yes")[i % 2]} for i, w in enumerate(WORDS * 3)],
         "labelled": [{"text": f"{word} {i}", "label": word.split()[0]} for i, word in enumerate(WORDS * 3)],
         "texts": [{"text": f"{word} {i}"} for i, word in enumerate(WORDS * 3)],
     }    # fmt: skip
@@ -64,11 +69,12 @@ def learn(minift, files, encoder_folder, tmp_path):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_takes_its_steps_and_says_what_it_brought(learn, loss, tmp_path):
     shape = LOSSES[loss][0]
-    more = ["--score-range", 1, 5] if shape == "scored" else []
+    shape = "texts" if shape == "any" else shape
+    more = ["--score-range", 1, 5] if shape == "scored" else ["--teacher", "base"] if loss == "distill" else []
     status, said, complaint = learn("--loss", loss, *more, file="triplets" if loss == "triplet" else shape)
     assert status == 0, complaint
     assert "held-out loss" in said and (tmp_path / "run/adapter/modules.json").exists() and (tmp_path / "run/report.md").exists()
-    name = {"pairs": "eval_mrr@10", "scored": "eval_spearman", "labelled": "eval_nearest", "texts": "eval_uniformity"}[shape]
+    name = {"pairs": "eval_mrr@10", "scored": "eval_spearman", "nli": "eval_accuracy", "labelled": "eval_nearest", "texts": "eval_uniformity"}[shape]
     assert name in [line for line in read_metrics(tmp_path / "run") if "eval_loss" in line][-1]
 
 
@@ -159,12 +165,23 @@ def test_held_out_rows_are_measured_worked_by_hand():
     at = {"a": [1.0, 0.0], "b": [0.96, 0.28], "c": [0.8, 0.6], "d": [0.0, 1.0]}
     encode = lambda texts, side, dim=None: torch.tensor([at[text] for text in texts])
     labelled = [Row("", (text,), None, label, "labelled") for text, label in zip("abcd", "xxyy")]
-    assert measured(labelled, encode, None) == {"nearest": 0.75}              # a - b, b - a; c's nearest is b, of another label; d - c
+    assert measured(labelled, encode) == {"nearest": 0.75}              # a - b, b - a; c's nearest is b, of another label; d - c
     pairs, second = [Row("", ("a", "b")), Row("", ("a", "d")), Row("", ("c", "a"))], math.log(2, 3)        # of b, d, a:
     ndcg = ((second + 1 / 2) / (1 + second) + second) / 2                     # a finds a, b, d: right in places 2 and 3; c finds b, a, d: in 2
-    assert measured(pairs, encode, None) == {"mrr@10": 0.5, "ndcg@10": pytest.approx(ndcg), "recall@1": 0.0}
+    found = measured(pairs, encode)
+    assert {name: found[name] for name in ("mrr@10", "ndcg@10", "recall@1")} == {"mrr@10": 0.5, "ndcg@10": pytest.approx(ndcg), "recall@1": 0.0}
+    assert found["alignment"] == pytest.approx((0.08 + 2.0 + 0.4) / 3)         # |a - b|² = 2 - 2 cos, of each row
     scored = [Row("", texts, score, None, "scored") for texts, score in ((("a", "b"), 3.0), (("a", "c"), 2.0), (("a", "d"), 1.0))]
-    assert measured(scored, encode, None)["spearman"] == pytest.approx(1.0)
+    assert measured(scored, encode)["spearman"] == pytest.approx(1.0)
+    told = [Row("", texts, None, label, "nli") for texts, label in ((("a", "b"), "yes"), (("a", "c"), "no"), (("a", "d"), "no"))]
+    assert measured(told, encode, judge=lambda u, v: ["yes", "yes", "no"]) == {"accuracy": pytest.approx(2 / 3)}
+
+
+def test_uniformity_is_of_every_text_of_the_pairs_once_worked_by_hand():
+    at = {"a": [1.0, 0.0], "b": [0.0, 1.0], "c": [1.0, 0.0]}
+    found = measured([Row("", ("a", "b")), Row("", ("a", "c"))], lambda texts, side, dim=None: torch.tensor([at[text] for text in texts]))
+    assert found["alignment"] == pytest.approx((2.0 + 0.0) / 2)                # a - b lie at 90 degrees, a - c in one place
+    assert found["uniformity"] == pytest.approx(math.log((1 + 2 * math.exp(-4)) / 3))    # a, b, c: one pair at 0, two at |.|² = 2
 
 
 def test_scores_are_scaled_and_matter(learn):
@@ -194,6 +211,79 @@ def test_a_merged_adapter_embeds_as_it_did_beside_the_model(learn, minift, encod
 def test_a_decoder_learns_to_embed(learn, small_model, tmp_path):
     status, said, complaint = learn("--pooling", "weighted", model=small_model)
     assert status == 0, complaint
+
+
+def test_a_decoder_that_looks_both_ways_is_embedded_so_from_what_is_written(learn, minift, small_model, tmp_path):
+    for method, options in (("adapter", []), ("model", ["--method", "full", "--lr", 1e-3])):
+        status, _, complaint = learn("--bidirectional", *options, model=small_model, out=method)
+        assert status == 0, complaint
+        written = tmp_path / method / method
+        choice = EmbedderChoice(model=str(small_model), adapter=written) if method == "adapter" else EmbedderChoice(model=str(written))
+        model, tokenizer = choice.load()
+        assert model.pooling == Pooling("mean", True, 256, bidirectional=True)             # the mean, not a decoder's last token
+        found = embed(model, tokenizer, WORDS)
+        assert (embed(model, tokenizer, WORDS, pooling=Pooling("mean", True, 256)) - found).abs().max() > 0.01
+        (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in WORDS))
+        where = ["--model", small_model, "--adapter", written] if method == "adapter" else ["--model", written]
+        assert minift("encode", *where, "--data", tmp_path / "texts.jsonl", "--out", tmp_path / f"index-{method}")[0] == 0
+        torch.testing.assert_close(torch.from_numpy(numpy.load(tmp_path / f"index-{method}" / "vectors.npy")), found, rtol=0, atol=1e-6)
+        assert minift("search", *where, "--index", tmp_path / f"index-{method}", "--query", WORDS[3])[1].splitlines()[1].split()[:2] == ["1.000", "3"]
+    status, _, complaint = minift("merge", "--model", small_model, "--adapter", tmp_path / "adapter/adapter", "--out", tmp_path / "merged")
+    assert status == 0, complaint
+    merged, beside = folders.load(tmp_path / "merged")[0], EmbedderChoice(model=str(small_model), adapter=tmp_path / "adapter/adapter").load()[0]
+    assert merged.pooling.bidirectional
+    torch.testing.assert_close(embed(merged, tokenizer, WORDS), embed(beside, tokenizer, WORDS), rtol=0, atol=1e-5)
+
+
+def test_training_sees_the_whole_text_too(learn, small_model, monkeypatch):
+    seen, kept = [], Transformer.hidden
+    monkeypatch.setattr(Transformer, "hidden", lambda self, *a, **k: seen.append(k.get("bidirectional", False)) or kept(self, *a, **k))
+    for options in (["--bidirectional"], ["--bidirectional", "--mini-batch", 3, "--checkpointing"]):
+        assert learn(*options, "--overwrite", model=small_model)[0] == 0
+        assert seen and all(seen)
+
+
+def test_a_classifier_learns_beside_the_model_and_is_not_kept(learn, tmp_path):
+    status, said, complaint = learn("--loss", "nli", "--lr", 1e-2, "--epochs", 20, "--dims", 6, 24, file="nli", steps=60)
+    assert status == 0, complaint
+    accuracy = [line["eval_accuracy"] for line in read_metrics(tmp_path / "run") if "eval_accuracy" in line]
+    assert accuracy[-1] > 0.9 and re.search(r"accuracy 0\.\d+ -> (0\.9|1\.0)", said)
+    assert "accuracy" in (tmp_path / "run/report.md").read_text() and (tmp_path / "run/dims.png").exists()
+    with safe_open(tmp_path / "run/adapter/adapter_model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if "relation" in name]
+    assert learn("--loss", "nli", "--method", "full", "--lr", 1e-3, file="nli", out="whole")[0] == 0
+    folders.load(tmp_path / "whole/model")                                             # strict: nothing is left over
+
+
+def test_a_classifiers_part_is_that_of_the_first_numbers_worked_by_hand():
+    head = torch.nn.Linear(6, 2)                                                       # u, v and |u - v| of two numbers each
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1.0, 20, 3, 40, 5, 60], [0, 0, 0, 0, 0, 0]]))
+        head.bias.copy_(torch.tensor([0.0, 15.0]))
+    assert part_of(head, 1).tolist() == [[1, 3, 5], [0, 0, 0]]
+    u, v = torch.tensor([[1.0], [1.0]]), torch.tensor([[2.0], [3.0]])
+    assert related(head, u, v) == [1, 0]                                               # 1 + 6 + 5 = 12 and 1 + 9 + 10 = 20, against 15
+
+
+def test_labels_are_counted_from_those_to_train_on(files, minift, encoder_folder, tmp_path):
+    row = lambda label, i: json.dumps({"sentence1": f"a {i}", "sentence2": "b", "label": label}) + "\n"
+    (tmp_path / "train.jsonl").write_text("".join(row("yn"[i % 2], i) for i in range(8)))
+    (tmp_path / "new.jsonl").write_text(row("y", 20) + row("maybe", 21))
+    (tmp_path / "one.jsonl").write_text("".join(row("y", i) for i in range(8)))
+    run = lambda data, valid: minift("embed", "--model", encoder_folder, "--data", data, "--eval-data", valid, "--out", tmp_path / "run", "--rows", 4)
+    status, _, complaint = run(tmp_path / "train.jsonl", tmp_path / "new.jsonl")
+    assert status == 2 and re.search("new.jsonl, line 2: the label 'maybe' is in no row to train on; there are 'n', 'y'", complaint)
+    status, _, complaint = run(tmp_path / "one.jsonl", tmp_path / "one.jsonl")
+    assert status == 2 and "rows have the label 'y': there is nothing to tell apart" in complaint
+    rows = [Row("", ("a", "b"), None, label, "nli") for label in ("y", "n", "y")]
+    made = Rows(rows, lambda texts, side: [[1]] * len(texts), Config(data=("x",), out="y", loss="nli"), ["n", "x", "y"])
+    assert made.batch([0, 1, 2]).values.tolist() == [2, 0, 2]
+
+
+def test_pairs_have_a_picture_of_their_alignment(learn, tmp_path):
+    status, said, _ = learn()
+    assert status == 0 and re.search(r"alignment \d\.\d+ -> \d\.\d+; uniformity -\d\.\d+ -> -\d\.\d+", said)
+    assert (tmp_path / "run/alignment.png").stat().st_size > 5000 and "alignment" in (tmp_path / "run/report.md").read_text()
 
 
 def test_an_interrupted_run_ends_where_a_whole_one_ends(learn, tmp_path, monkeypatch):
@@ -226,12 +316,23 @@ def test_an_interrupted_run_ends_where_a_whole_one_ends(learn, tmp_path, monkeyp
     (["--dims", 4, 99], "pairs", "these embeddings have 24 numbers"),
     (["--temperature", 0], "pairs", "want more than 0"),
     (["--loss", "online", "--score-range", 0, 9], "scored", "wants scores of 0 .apart. and 1 .alike."),
+    (["--bidirectional"], "pairs", "takes a decoder's causal mask off, and .* is an encoder, which has none: leave it out"),
+    (["--loss", "nli", "--mini-batch", 2], "nli", "--mini-batch is for losses that look at a whole batch"),
     (["--compile"], "pairs", "--compile has nothing to gain"),
 ])    # fmt: skip
 def test_what_cannot_be_is_refused_before_there_is_a_folder(learn, tmp_path, options, file, text):
     status, _, complaint = learn(*options, file=file)
     assert status == 2 and not (tmp_path / "run").exists()
     assert re.search(text, complaint), complaint
+
+
+def test_what_looks_backwards_cannot_look_ahead(learn, small_tokenizer, tmp_path):
+    shape = dict(vocab_size=small_tokenizer.vocab_size)
+    for name in ("mistral", "bloom"):
+        with torch.random.fork_rng():
+            save(Transformer(dataclasses.replace(CONFIGS[name], **shape)), small_tokenizer, tmp_path / name)
+        status, _, complaint = learn("--bidirectional", model=tmp_path / name)
+        assert status == 2 and "has ALiBi or a sliding window, which look backwards" in complaint
 
 
 def test_simcse_needs_dropout_and_labels_need_two(learn, small_model, minift, tmp_path, encoder_folder):
