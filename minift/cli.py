@@ -22,6 +22,8 @@ VERBS = {
     "embed": "fine-tune a model's embeddings on texts that belong together, or that were found alike",
     "encode": "texts to vectors, kept as an index",
     "search": "the texts of an index that are nearest to a query",
+    "classify": "train a classifier or a regression: a head on frozen features, few-shot, or any fine-tuning method",
+    "predict": "ask a classifier: labels and probabilities for a file's texts, or for lines of the standard input",
     "rlhf": "supervised fine-tuning, a reward model and PPO in one command: the path of InstructGPT",
     "methods": "the fine-tuning methods: what each trains, and its options",
     "compare": "measure every method on one task: memory, time, quality, forgetting",

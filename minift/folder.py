@@ -5,6 +5,7 @@
     model, tokenizer = load("base", quantize="nf4") # its linears in 4 bits, quantized as they are read
     save(model, tokenizer, "new-folder")
     model, tokenizer = load("encoder-folder")       # BERT's kin; how embeddings are made is in model.pooling (models/pooling.py)
+    model, tokenizer = load("t5-folder")            # an EncoderDecoder (models/encoder_decoder.py)
 
 Proved in tests/test_folder.py."""
 
@@ -66,24 +67,42 @@ def load(
     model.pooling = read_pooling(folder)
     if model.config.labels and not scores:
         raise InputError(f"{folder} holds a reward model or a classifier (its config.json says ...{SCORER}), and a language model is wanted here")
+    if scores and model.config.decoder_layers:
+        raise InputError(f"{folder} is an encoder-decoder, which writes and gives no scores: name a decoder or an encoder")
     if scores:
         made = Scorer if model.config.causal else Encoder
         model = model if model.config.labels else made.on(model, scores, seed)
         if model.config.labels != scores:
             raise InputError(f"{folder} gives {model.config.labels} scores, and {scores} are wanted here: name another folder")
         model.score.float()                                                 # a head is small, and two close scores are no one number
+        if getattr(model, "pooler", None) is not None:
+            model.pooler.float()
     return model, tokenizer
 
 
 def decoder(
     name: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", quantize: Scheme | None = None,
-    scores: int = 0, seed: int = 0,
+    scores: int = 0, seed: int = 0, pairs: bool = False,
 ) -> tuple[Transformer, Tokenizer]:
-    """`load`, for work that writes texts or scores them token by token: raises InputError for an encoder."""
+    """`load`, for work that writes texts or scores them token by token: raises InputError for an encoder, and for an encoder-decoder unless `pairs`."""
     folder = locate(name)
-    if (folder / "config.json").exists() and not config_of({**config_json(folder), "quantization_config": None}, folder).causal:
+    config = config_of({**config_json(folder), "quantization_config": None}, folder) if (folder / "config.json").exists() else None
+    if config is not None and config.decoder_layers and not pairs:
+        raise InputError(f"{folder} is an encoder-decoder ({config.family}): it answers a prompt that it reads apart, and a decoder that goes on with a text is "
+                         "wanted here. What an encoder-decoder can do: minift generate; its encoder: minift embed, encode, search")
+    if config is not None and not config.causal:
         raise InputError(f"{folder} is an encoder: it reads texts and writes none, and a decoder is wanted here. What an encoder can do: minift embed, encode, search")
     return load(folder, dtype, device, quantize, scores, seed)
+
+
+def embedder(
+    name: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", quantize: Scheme | None = None
+) -> tuple[Transformer, Tokenizer]:
+    """`load`, for work that makes vectors of texts: of an encoder-decoder, its encoder."""
+    model, tokenizer = load(name, dtype, device, quantize)
+    if model.config.decoder_layers:
+        model.encoder.pooling = model.pooling
+    return (model.encoder if model.config.decoder_layers else model), tokenizer
 
 
 def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path, overwrite: bool = False) -> None:

@@ -13,7 +13,7 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"recipes", "watch"},
-    {"rl"},
+    {"rl", "classify"},
     {"train", "evaluate", "generate", "embed"},
     {"data", "losses", "peft", "folder", "sampling", "search"},
     {"quant"},

@@ -20,6 +20,7 @@ from minift import peft
 from minift.data.branches import Tree, batches_of_trees, rows_of
 from minift.errors import InputError
 from minift.files import recover
+from minift.models.encoder import Encoder
 from minift.models.scorer import Scorer
 from minift.quant.tensor import Scheme
 from minift.tokenizer import Tokenizer
@@ -27,13 +28,13 @@ from minift.tokenizer import Tokenizer
 
 def load_scorer(
     folder: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", quantize: Scheme | None = None,
-    base: str | Path | None = None, labels: int = 1,
-) -> tuple[Scorer, Tokenizer]:
+    base: str | Path | None = None, labels: int = 1, encoders: bool = False,
+) -> tuple[Scorer | Encoder, Tokenizer]:
     """A run of `minift reward`, a scorer's folder, or an adapter's with its head; in eval mode, and frozen.
 
-    quantize: of an adapter's base, instead of what base.json beside it says. base: instead of the one that adapter_config.json names.
-    Raises InputError for a language model: it gives no scores."""
-    folder = recover(folder)
+    quantize: of an adapter's base, instead of what base.json beside it says. base: instead of the one that adapter_config.json names. encoders:
+    whether one will do as well; else it is refused. Raises InputError for a language model: it gives no scores."""
+    folder, open_base = recover(folder), folders.load if encoders else folders.decoder
     if not (folder / "model.safetensors").exists():
         folder = next((folder / name for name in ("model", "adapter") if (folder / name).is_dir()), folder)
     config = _json(folder / "adapter_config.json") or _json(folder / "adapter_fusion_config.json")
@@ -41,7 +42,7 @@ def load_scorer(
         whole = folders.locate(folder)
         if not _is_scorer(whole):
             raise InputError(f"{whole} is a language model, which gives no scores: train one with `minift reward`, or name its folder")
-        model, tokenizer = folders.decoder(whole, dtype, device, quantize, scores=labels)
+        model, tokenizer = open_base(whole, dtype, device, quantize, scores=labels)
         return model.requires_grad_(False), tokenizer
     named = base or config.get("base_model_name_or_path") or config.get("model_name")
     if not named:
@@ -49,7 +50,7 @@ def load_scorer(
     whole = folders.locate(named)
     if not _json(whole / "config.json").get("quantization_config"):
         quantize = quantize or _json(folder / "base.json").get("quantize")
-    model, tokenizer = folders.decoder(whole, dtype, device, quantize, scores=labels)
+    model, tokenizer = open_base(whole, dtype, device, quantize, scores=labels)
     for mixed in sorted((folder / "mixed").iterdir()) if (folder / "mixed").is_dir() else ():     # what a fusion mixes
         peft.load(model, mixed, mixed.name)
     peft.load(model, folder)

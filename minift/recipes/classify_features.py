@@ -1,0 +1,136 @@
+"""A head on frozen features: the model runs once over every text, and what it found is kept (classify/features.py).
+
+    texts -> features (N, C), from disk if they are there -> head -> scores (N, K)
+
+SetFit comes before: pairs of texts with one label are to have the cosine 1, pairs with two labels 0 (`minift embed --loss cosine`), which makes many pairs
+of few rows. Its model lies in the run folder; otherwise the model stays where it is, and classifier.json names it.
+Proved in tests/recipes/test_classify.py."""
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from minift.classify.classifier import Classifier, embedder, save_head
+from minift.classify.features import default_cache, features
+from minift.classify.heads import make
+from minift.data.classified import Classified, targets
+from minift.embed import fingerprint, pooling_of
+from minift.errors import InputError
+from minift.files import write_text
+from minift.recipes.classify_task import Config, Data, Result, objective
+from minift.recipes.classify_report import measured, summary, write_report
+from minift.models.transformer import Transformer
+from minift.recipes.embed import Config as EmbedConfig
+from minift.recipes.embed import run as tune_embeddings
+from minift.tokenizer import Tokenizer
+from minift.train.run import open_run
+
+L2 = {"linear": 1e-3, "mlp": 1e-2}
+SETFIT_RATE = 2e-5
+"""Of every weight of a sentence encoder, where --lr does not say otherwise."""
+
+
+def run(config: Config, data: Data, quiet: bool = False) -> Result:
+    if config.head == "knn" and config.neighbours > len(data.train):
+        raise InputError(f"--neighbours {config.neighbours} of {len(data.train)} training rows: take fewer")
+    if config.method == "setfit" and data.problem != "single":
+        raise InputError(f"--method setfit draws pairs by their one label, and these rows ask {data.problem}: take features, or another method")
+    if config.method == "setfit" and data.found.sides == 2:
+        raise InputError("--method setfit tunes the embeddings of single texts, and these rows have two: take features, or another method")
+    if config.resume:
+        raise InputError("--resume: a head on features is trained in seconds, and features are kept: start again with --overwrite")
+    say = (lambda text: None) if quiet else print
+    if config.method != "setfit":
+        model, tokenizer = _embedder(config, None)
+    folder = open_run(config.out, "classify", config, config.overwrite)
+    say("\n".join(data.lines()))
+    place = None
+    if config.method == "setfit":
+        place = _tuned(config, data.train, folder, quiet)
+        model, tokenizer = _embedder(config, place)
+
+    cache = {"default": default_cache(), "none": None}.get(config.cache, Path(config.cache))
+    started, name = time.perf_counter(), fingerprint(model)
+    options = dict(prompt=config.prompt, cache=cache, precision=config.precision, name=name, tokens=config.batch_tokens)
+    train, valid = (features(model, tokenizer, [row.texts for row in rows], **options) for rows in (data.train, data.valid))
+    there = "read from" if train.read and valid.read else f"computed in {time.perf_counter() - started:.1f} s, kept in" if cache else "computed"
+    say(f"features of {train.vectors.shape[1]} numbers: {there} {'' if cache is None else cache}".rstrip())
+
+    answers, held_out = targets(data.train, data.labels), targets(data.valid, data.labels)
+    loss = objective(config, data.problem, answers, len(data.labels))
+    shape = dict(kind=config.head, width=train.vectors.shape[1], outputs=len(data.labels), problem=data.problem, hidden=config.hidden, k=config.neighbours)
+    head, started = make(**shape), time.perf_counter()
+    l2 = L2.get(config.head, 0.0) if config.l2 is None else config.l2
+    if config.head == "linear":
+        said = f"{head.fit(train.vectors, answers, loss, l2)} steps of L-BFGS"
+    elif config.head == "mlp":
+        said = f"{head.fit(train.vectors, answers, loss, l2, config.seed, held_out=(valid.vectors, held_out))} epochs"
+    else:
+        head.fit(train.vectors, answers)
+        said = f"{config.neighbours} neighbours of {len(answers)} rows"
+    say(f"head trained in {time.perf_counter() - started:.2f} s ({said})")
+    with torch.no_grad():
+        scores = head.eval()(valid.vectors)
+        found = {"loss": (loss(scores, held_out)[0] / len(held_out)).item(), **measured(data.problem, scores, held_out, data.labels)}
+
+    labels = data.labels
+    classifier = Classifier(data.problem, labels, data.found.sides, model, tokenizer, config.max_length, head, config.prompt, config.precision)
+    own = {"model": str(Path("..") / place) if place else _lasting(config.model), "adapter": _lasting(config.adapter) if config.adapter else None}
+    save_head(classifier, folder / "classifier", shape, **own, loaded={"dtype": config.dtype, "quantize": config.quantize})
+    write_report(folder, data, scores, held_out, found, config.mistakes)
+    say(f"{summary(data.problem, found)}; written: {folder / 'classifier'}")
+    return Result(found, folder / "classifier")
+
+
+def setfit_pairs(rows: Sequence[Classified], count: int, seed: int) -> list[dict]:
+    """For each text `count` other texts of its label (score 1) and `count` of other labels (score 0), drawn; a label's only text has none of the first."""
+    dice, by_label = random.Random(seed), {}
+    for row in rows:
+        by_label.setdefault(row.answer, []).append(row.texts[0])
+    pairs = []
+    for row in rows:
+        text = row.texts[0]
+        mates = [other for other in by_label[row.answer] if other != text]
+        others = [other for label, texts in by_label.items() if label != row.answer for other in texts]
+        for score, pool in ((1.0, mates), (0.0, others)):
+            pairs += [{"sentence1": text, "sentence2": dice.choice(pool), "score": score} for _ in range(count if pool else 0)]
+    return pairs
+
+
+def _tuned(config: Config, train: Sequence[Classified], folder: Path, quiet: bool) -> Path:
+    """Where in the run folder the contrastively tuned model lies."""
+    pairs = setfit_pairs(train, config.pairs, config.seed)
+    if not any(pair["score"] for pair in pairs):
+        raise InputError("no label has two different texts: SetFit has nothing to draw together, give at least two rows of each label")
+    file = folder / "pairs.jsonl"
+    write_text(file, "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
+    result = tune_embeddings(
+        EmbedConfig(
+            data=(str(file),), out=folder / "embedder", model=config.model, method="full", loss="cosine", rows=min(config.rows, len(pairs) // 2),
+            lr=SETFIT_RATE if config.lr is None else config.lr, epochs=config.epochs, max_steps=config.max_steps, seed=config.seed,
+            precision=config.precision, pooling=config.pooling, max_length=config.max_length, device=config.device, held_out=config.held_out,
+        ),
+        quiet,
+    )
+    return result.written.relative_to(folder)
+
+
+def _embedder(config: Config, place: Path | None) -> tuple[Transformer, Tokenizer]:
+    """The model that makes the features, frozen; place: of a tuned one, in the run folder."""
+    if place is None:
+        model, tokenizer = embedder(config.model, config.adapter, None, config.dtype, config.quantize, config.device)
+    else:
+        model, tokenizer = embedder(str(config.out / place), None, None, config.dtype, None, config.device)
+    own = pooling_of(model)
+    model.pooling = replace(own, mode=config.pooling or own.mode, max_length=min(config.max_length, own.max_length or config.max_length))
+    return model, tokenizer
+
+
+def _lasting(name: str | Path) -> str:
+    """A path that holds wherever the classifier is used from; a bundled name stays one."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else str(name)
