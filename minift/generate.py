@@ -5,7 +5,8 @@
 Ragged prompts are padded on the right, run through the model once (one that many rows answer, too), and each row goes on from its own
 length: positions are never shifted (trap 10). Each row draws from its own random stream. So what a row writes depends on its prompt and its seed,
 never on its batch mates. Finished rows leave the batch. Logits are sampled in float32, whatever the model's dtype.
-Three ways in, one loop (`steps`): generate_ids (tokens to tokens), generate (texts to texts), stream (pieces of text as they come).
+An encoder-decoder (models/encoder_decoder.py) runs the prompt through its encoder, and the answer begins behind its start token: what is said here of a
+prompt in the cache holds for that token, and the cache knows the prompt. Three ways in, one loop (`steps`): generate_ids (tokens to tokens), generate (texts to texts), stream (pieces of text as they come).
 Proved in tests/test_generate.py; equal to transformers' greedy ids in tests/parity/test_generate.py.
 Left out: beam search, speculative decoding, a cache that forgets what a sliding window no longer sees."""
 
@@ -20,10 +21,12 @@ from torch import Tensor
 from minift.errors import InputError
 from minift.losses.logprobs import pack_support
 from minift.models.cache import KVCache
+from minift.models.encoder_decoder import EncoderDecoder
 from minift.models.transformer import Transformer
 from minift.peft.attach import in_rows, rows as answered_by
 from minift.sampling import Sampling, adjust, choose, penalize, row_seeds
-from minift.tokenizer import StreamDecoder, Tokenizer
+from minift.tokenizer import Tokenizer
+from minift.tokenizer.answer import Answer as Answer
 
 
 LEAVE = 7 / 8
@@ -36,9 +39,14 @@ def position_limit(model: Transformer) -> int | float:
     return model.config.max_positions - model.virtual_count() if model.config.position == "learned" else math.inf
 
 
+def begins(model: Transformer | EncoderDecoder, prompt: Sequence[int]) -> Sequence[int]:
+    """The tokens that the answer to a prompt is written behind: the prompt, or an encoder-decoder's start token."""
+    return [model.config.start_token_id] if model.config.decoder_layers else prompt
+
+
 @torch.no_grad()
 def steps(
-    model: Transformer,
+    model: Transformer | EncoderDecoder,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     max_new_tokens: int,
@@ -56,14 +64,14 @@ def steps(
     rows, ended, dice = list(range(len(prompts))), set(), [torch.Generator().manual_seed(seed) for seed in seeds]
     seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool)                    # (B, V)
     for row, prompt in enumerate(prompts):
-        seen[row, torch.tensor(prompt)] = True
+        seen[row, torch.tensor(begins(model, prompt))] = True
     device, was_training = model.norm.weight.device, model.training
     seen = seen.to(device)
     answering = lambda: _answering(model, None if sets is None else [sets[row] for row in rows])
     model.eval()
     try:
         limit = position_limit(model)
-        cache, last = _read(model, prompts, sets, min(max(map(len, prompts)) + max_new_tokens, limit))
+        cache, last = _read(model, prompts, sets, max_new_tokens)
         for step in range(max_new_tokens):
             with answering():                                                                      # never across a yield
                 logits = model.head(last).float()                                                  # (B, V)
@@ -93,21 +101,24 @@ def steps(
         model.train(was_training)
 
 
-def _read(model: Transformer, prompts: Sequence[Sequence[int]], sets: Sequence[str | None] | None, capacity: int) -> tuple[KVCache, Tensor]:
-    """A cache of B rows with room for `capacity` tokens that holds the prompts, and the hidden state of each one's last token (B, C).
+def _read(model, prompts: Sequence[Sequence[int]], sets: Sequence[str | None] | None, new: int) -> tuple[KVCache, Tensor]:
+    """A cache of B rows that holds the prompts and has room for `new` more tokens, and what the head reads of each one's last token (B, C).
 
     A prompt that several rows answer (with the same set) is run once, and what it left is copied to each of them."""
     asked = list(zip(map(tuple, prompts), [None] * len(prompts) if sets is None else sets))
     place = {each: i for i, each in enumerate(dict.fromkeys(asked))}                               # D distinct ones
     which, device = [place[each] for each in asked], model.norm.weight.device
-    lengths = torch.tensor([len(prompt) for prompt, _ in place])
+    texts = [begins(model, prompt) for prompt, _ in place]
+    lengths = torch.tensor([len(text) for text in texts])
     token_ids = torch.zeros(len(place), int(lengths.max()), dtype=torch.int64)                     # (D, T), pads on the right
-    for row, (prompt, _) in enumerate(place):
-        token_ids[row, : len(prompt)] = torch.tensor(prompt)
+    for row, text in enumerate(texts):
+        token_ids[row, : len(text)] = torch.tensor(text)
+    capacity = min(token_ids.shape[1] + new, position_limit(model))
     lengths, token_ids = lengths.to(device), token_ids.to(device)
     shared = len(place) < len(asked)
     with _answering(model, None if sets is None else [name for _, name in place]):
-        cache = model.new_cache(len(place), token_ids.shape[1] if shared else capacity)
+        rows = [prompt for prompt, _ in place] if model.config.decoder_layers else len(place)
+        cache = model.new_cache(rows, token_ids.shape[1] if shared else capacity)
         hidden = model.hidden(token_ids, cache=cache)                                              # (D, T, C)
     cache.lengths = cache.virtual + lengths                                                        # forget the pads
     last = hidden[torch.arange(len(place), device=device), lengths - 1]                            # (D, C): only these meet the head
@@ -140,6 +151,8 @@ def generate_ids(
     seeds, ends = _check(model, prompts, max_new_tokens, seed, eos_ids)
     if sets is not None and len(sets) != len(prompts):
         raise InputError(f"{len(sets)} sets for {len(prompts)} prompts: name one for each, None for the base")
+    if sets is not None and model.config.decoder_layers:
+        raise InputError("an encoder-decoder reads its prompts end to end in one row, which cannot be answered by several sets: peft.switch to one at a time")
     if sets is None and in_rows(model):
         raise InputError("generation sorts prompts and lets finished rows leave, so inside peft.rows it would mix the sets up: pass sets= instead")
     if model.config.rope_scaling is not None and model.config.rope_scaling.kind == "dynamic":
@@ -179,36 +192,6 @@ def _check(model, prompts, max_new_tokens: int, seed, eos_ids) -> tuple[list[int
     return seeds, frozenset([eos_ids] if isinstance(eos_ids, int) else eos_ids or ())
 
 
-class Answer:
-    """The text of one answer, growing token by token: never half a character, cut before a stop string."""
-
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]):
-        self.decoder = StreamDecoder(tokenizer, continues=bool(tokenizer.decode(prompt)))     # behind a text, a leading blank counts
-        self.stop, self.text, self.stopped = stop, "", False
-
-    def add(self, token: int) -> bool:
-        """Append a token; True if that completed a stop string, after which the answer is final."""
-        return self._append(self.decoder.push(token))
-
-    def finish(self) -> str:
-        """The whole answer, now that no token follows. A character that was cut off by the end is left out."""
-        if not self.stopped:
-            self._append(self.decoder.flush().rstrip("\ufffd"))
-        return self.text
-
-    def safe(self) -> int:
-        """How many characters no later token can take back: all but the longest ending that may become a stop string."""
-        held = [size for stop in self.stop for size in range(1, len(stop)) if self.text.endswith(stop[:size])]
-        return len(self.text) if self.stopped else len(self.text) - max(held, default=0)
-
-    def _append(self, new: str) -> bool:
-        self.text += new
-        found = [place for place in map(self.text.find, self.stop) if place >= 0]
-        if found:
-            self.text, self.stopped = self.text[: min(found)], True
-        return self.stopped
-
-
 def generate(
     model: Transformer,
     tokenizer: Tokenizer,
@@ -232,8 +215,8 @@ def generate(
     if isinstance(prompts, str):
         raise InputError("prompts is a single string: pass a list of prompts, such as [prompt]")
     sampling, stops = Sampling(temperature, top_k, top_p, min_p, repetition_penalty), _stops(stop)
-    ids, ends = [_prompt_ids(tokenizer, prompt) for prompt in prompts], end_ids(model, tokenizer, eos_ids)
-    answers = [Answer(tokenizer, prompt, stops) for prompt in ids]
+    ids, ends = [_prompt_ids(model, tokenizer, prompt) for prompt in prompts], end_ids(model, tokenizer, eos_ids)
+    answers = [Answer(tokenizer, begins(model, prompt), stops) for prompt in ids]
     finish = lambda row, token: token not in ends and answers[row].add(token)
     generate_ids(model, ids, sampling, max_new_tokens=max_new_tokens, seed=seed, eos_ids=ends, finish=finish, batch_size=batch_size, sets=sets)
     return [answer.finish() for answer in answers]
@@ -255,9 +238,9 @@ def stream(
 ) -> Iterator[str]:
     """The text `generate` gives for this prompt, in pieces as they come: none holds half a character or part of a stop string."""
     sampling, answer_stop = Sampling(temperature, top_k, top_p, min_p, repetition_penalty), _stops(stop)
-    ids = _prompt_ids(tokenizer, prompt)
+    ids = _prompt_ids(model, tokenizer, prompt)
     seeds, ends = _check(model, [ids], max_new_tokens, seed, end_ids(model, tokenizer, eos_ids))
-    return _pieces(steps(model, [ids], sampling, max_new_tokens, seeds, ends, set()), Answer(tokenizer, ids, answer_stop), ends)
+    return _pieces(steps(model, [ids], sampling, max_new_tokens, seeds, ends, set()), Answer(tokenizer, begins(model, ids), answer_stop), ends)
 
 
 def _pieces(running: Iterator[list[tuple[int, int]]], answer: Answer, ends: frozenset[int]) -> Iterator[str]:
@@ -280,11 +263,12 @@ def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
     return stops
 
 
-def _prompt_ids(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
+def _prompt_ids(model, tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
     if not isinstance(prompt, str):
         return list(prompt)
     ids = tokenizer.encode(prompt)
-    if tokenizer.adds_eos and ids and ids[-1] == tokenizer.eos_id:             # an answer is to follow: the text does not end here
+    pair = model.config.decoder_layers > 0                                     # whose prompt is a text of its own, and ends
+    if tokenizer.adds_eos and not pair and ids and ids[-1] == tokenizer.eos_id:                    # an answer is to follow: the text does not end here
         ids = ids[:-1]
     if not ids and tokenizer.bos_id is None:
         raise InputError("the prompt is empty and this tokenizer has no BOS token to start from: give a prompt of at least one token")

@@ -5,7 +5,8 @@
 
 G query heads share one key/value head (grouped-query attention, arXiv:2305.13245). S = T without a cache, more with one.
 Who may look where is decided once per forward, in `visibility`, for all blocks together: causality, documents in one row,
-padding, a sliding window and ALiBi are all the same kind of thing, a bias on the scores. Encoders look both ways. Keys and values of V virtual tokens
+padding, a sliding window and ALiBi are all the same kind of thing, a bias on the scores; so are learned relative positions, which relative.py adds to
+it. Encoders look both ways. Keys and values of V virtual tokens
 (prefix tuning, virtual.py) may stand in front of the others: S = V + T.
 Left out: dropout on attention weights (it slows the fused kernels and no recent family uses it).
 Proved in tests/models/test_transformer.py and tests/parity/test_families.py."""
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from minift.models.cache import KVCache
 from minift.models.config import ModelConfig
+from minift.models.cross import Memory
 from minift.models.linear import Linear
 from minift.models.ragged import Ragged
 from minift.models.rope import alibi_slopes, rotate
@@ -42,6 +44,8 @@ class Context(NamedTuple):
     """How the texts of one row lie, where they are looked at one by one (ragged.py)."""
     biases: tuple[Tensor | None, ...] = ()
     """In place of `bias`, one for each of its runs."""
+    memory: Memory | None = None
+    """What a decoder with cross-attention reads (cross.py)."""
 
 
 def visibility(
@@ -65,7 +69,7 @@ def visibility(
         if segments is None:
             return None
         return F.pad(segments[:, None, :, None] == segments[:, None, None, :], (slots - T, 0), value=True)
-    if cache is None and segments is None and config.position != "alibi" and (window is None or window >= slots) and slots == T:
+    if cache is None and segments is None and config.position not in ("alibi", "relative") and (window is None or window >= slots) and slots == T:
         return None
     if cache is None:                                                  # slots in the row, not places: packing restarts those
         query_slot = torch.arange(slots - T, slots, device=device)[None]           # (1, T)
@@ -141,13 +145,14 @@ class Attention(nn.Module):
         if bias is not None and bias.dtype != torch.bool:
             bias = bias.to(q.dtype)
         if context.capture is not None:
-            context.capture[f"blocks.{self.layer}.attention.weights"] = explicit_weights(q, k, bias, self.config.causal)
+            context.capture[f"blocks.{self.layer}.attention.weights"] = explicit_weights(q, k, bias, self.config.causal, self.config.attention_scale)
         return self.out(self.mix(q, k, v, bias).transpose(1, 2).reshape(B, T, -1))          # (B, T, H D) -> (B, T, C)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """q (B, H, T, D), k and v (B, kv heads, S, D) -> (B, H, T, D)."""
         causal = bias is None and self.config.causal
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+        grouped, scale = q.shape[1] != k.shape[1], self.config.attention_scale
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=grouped, scale=scale)
 
     def text_by_text(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """q (1, H, N, D), k and v (1, kv heads, N, D) of texts laid end to end -> (1, N, H D): texts of one length at a time."""
@@ -162,10 +167,10 @@ class Attention(nn.Module):
         return context.ragged.row(mixed).flatten(1)[None]
 
 
-def explicit_weights(q: Tensor, k: Tensor, bias: Tensor | None, causal: bool = True) -> Tensor:
-    """softmax(q kT / sqrt(D) + bias), (B, H, T, S): what the fused kernel never writes down; for lessons and tests."""
+def explicit_weights(q: Tensor, k: Tensor, bias: Tensor | None, causal: bool = True, scale: float | None = None) -> Tensor:
+    """softmax(scale q kT + bias), scale 1 / sqrt(D) unless said, (B, H, T, S): what the fused kernel never writes down; for lessons and tests."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)                     # each kv head serves H/K query heads
-    scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5        # (B, H, T, S)
+    scores = q.float() @ k.float().transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)         # (B, H, T, S)
     if bias is None and not causal:
         return scores.softmax(-1)
     if bias is None:

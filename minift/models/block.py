@@ -3,6 +3,7 @@
     before   x = x + attention(norm1(x));   x = x + mlp(norm2(x))                   most decoders (pre-LN)
     beside   x = x + attention(norm1(x)) + mlp(norm2(x))                            GPT-NeoX, Falcon
     after    x = norm1(x + attention(x));   x = norm2(x + mlp(x))                   BERT (post-LN, Vaswani et al. 2017, arXiv:1706.03762)
+    cross    before, and between the two    x = x + cross(cross_norm(x), encoder)   the decoder of T5 (cross.py)
 
 Proved in tests/models/test_transformer.py and tests/models/test_encoder.py."""
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from minift.models.attention import Attention, Context
 from minift.models.config import ModelConfig
+from minift.models.cross import CrossAttention
 from minift.models.linear import Linear
 
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
@@ -61,6 +63,7 @@ class Block(nn.Module):
         self.parallel, self.norm_after, self.layer, self.dropout = config.parallel, config.norm_after, layer, config.dropout
         self.norm1 = make_norm(config)
         self.attention = Attention(config, layer)
+        self.cross_norm, self.cross = (make_norm(config), CrossAttention(config, layer)) if config.cross else (None, None)
         self.norm2 = None if config.shared_norm else make_norm(config)
         self.mlp = MLP(config)
 
@@ -75,6 +78,8 @@ class Block(nn.Module):
             x = x + attended + drop(self.mlp(normed if self.norm2 is None else self.norm2(x)))
         else:
             x = x + attended
+            if self.cross is not None:
+                x = x + drop(self.cross(self.cross_norm(x), context.memory))
             x = x + drop(self.mlp(self.norm2(x)))
         if context.capture is not None:
             context.capture[f"blocks.{self.layer}.attention"] = attended

@@ -15,6 +15,7 @@ from minift.errors import InputError
 from minift.models import bert_families as bert
 from minift.models import gpt_families as gpt
 from minift.models import llama_families as llama
+from minift.models import t5_families as t5
 from minift.models.config import ModelConfig
 from minift.models.names import module_names as module_names
 
@@ -32,6 +33,8 @@ FAMILIES = {
     "roberta": (bert.roberta, bert.roberta_back),
     "xlm-roberta": (bert.xlm_roberta, bert.xlm_roberta_back),
     "distilbert": (bert.distilbert, bert.distilbert_back),
+    "t5": (t5.t5, t5.t5_back),
+    "mt5": (t5.mt5, t5.t5_back),
 }
 """model_type -> (config.json to ModelConfig, and back)."""
 
@@ -60,9 +63,11 @@ def from_hf(hf: dict) -> ModelConfig:
     kind = hf.get("model_type")
     if kind not in FAMILIES:
         known = ", ".join(FAMILIES)
+        if kind == "umt5":
+            raise InputError(f"model_type is 'umt5': each of its blocks has a table of relative positions of its own, here a stack has one; known families are {known}")
         raise InputError(f"model_type is {kind!r}: known families are {known}" if kind else f"no model_type; known families are {known}")
     for option, wanted in INERT.items():
-        if hf.get(option) is not None and hf[option] != wanted:
+        if hf.get(option) is not None and hf[option] != wanted and not (option == "is_encoder_decoder" and kind in ("t5", "mt5")):
             raise InputError(f"{option} is {hf[option]!r}: minift does not implement it; only {wanted!r} or leaving it out will do")
     try:
         return dataclasses.replace(FAMILIES[kind][0](hf), **_labels(hf))

@@ -24,8 +24,9 @@ from minift.errors import InputError
 from minift.files import new_folder, write_text
 from minift.models.config import ModelConfig
 from minift.models.encoder import Encoder
+from minift.models.encoder_decoder import EncoderDecoder
 from minift.models.families import from_hf, to_hf
-from minift.models.names import BUFFERS, SPARE, is_transposed, module_names, table
+from minift.models.names import BUFFERS, COPIES, SPARE, is_transposed, module_names, table
 from minift.models.scorer import Scorer
 from minift.models.stored import FLOATS, INDEX, WEIGHTS, Stored, read, read_json, same, some, stored
 from minift.models.transformer import Transformer
@@ -116,14 +117,20 @@ def write_tensors(config: dict, tensors: dict[str, Tensor], folder: str | Path, 
 
 
 def as_stored(config: ModelConfig, held: dict[str, Stored]) -> ModelConfig:
-    """The config, of an encoder without a task that was saved without its pooler: without one."""
+    """The config, of an encoder without a task that was saved without its pooler: without one; of an encoder-decoder: with a head of its own if one is
+    stored that is not the embedding."""
+    if config.decoder_layers:
+        head, embed = held.get("lm_head.weight"), next((held[name] for name in ("shared.weight", *COPIES[config.family]) if name in held), None)
+        return dataclasses.replace(config, tie_embeddings=head is None or embed is None or same(head, embed))
     bare = config.top == "pooler" and not config.labels and not any(name.endswith("pooler.dense.weight") for name in held)
     return dataclasses.replace(config, top="none") if bare else config
 
 
 def skeleton(config: ModelConfig) -> Transformer:
-    """The model with shapes and without memory: an Encoder, a Scorer if a decoder's config has labels, or a Transformer."""
+    """The model with shapes and without memory: an EncoderDecoder, an Encoder, a Scorer if a decoder's config has labels, or a Transformer."""
     with torch.device("meta"):
+        if config.decoder_layers:
+            return EncoderDecoder(config)
         return Encoder(config) if not config.causal else Scorer(config) if config.labels else Transformer(config)
 
 
@@ -153,12 +160,18 @@ def match(config: ModelConfig, wanted: dict[str, Wanted], held: dict[str, Stored
     for name, tensor in held.items():
         if name.endswith(BUFFERS):
             continue
+        if name in COPIES.get(config.family, ()):
+            first = held.get(embed, tensor)
+            if not same(first, tensor):
+                raise InputError(f"{tensor.file}: {name} and {embed} are one matrix in minift, and are stored with different values")
+            found.setdefault(embed, first)
+            continue
         if not config.causal:                                              # the first BERTs call their norms' weights by these letters
             name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
             if not {name, base + name} & known and (name.startswith(spare) or (base + name).startswith(spare)):
                 continue
         full = base + name if name not in known and name != head and base + name in known | {head} else name
-        if full in found:
+        if full in found and found[full] is not tensor:
             raise InputError(f"{tensor.file}: {name} is there twice, with and without {base!r}")
         found[full] = tensor
     if config.tie_embeddings and not config.labels and head in found:                            # stored under either name, or both

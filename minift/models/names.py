@@ -111,19 +111,45 @@ DISTILBERT = {
     "score": "classifier",
 }
 
+T5 = {                                                         # of one stack; see `_t5`
+    "relative": "block.0.layer.0.SelfAttention.relative_attention_bias",    # lies in the first block, serves all
+    "blocks.{}.norm1": "block.{}.layer.0.layer_norm",
+    "blocks.{}.attention.q": "block.{}.layer.0.SelfAttention.q",
+    "blocks.{}.attention.k": "block.{}.layer.0.SelfAttention.k",
+    "blocks.{}.attention.v": "block.{}.layer.0.SelfAttention.v",
+    "blocks.{}.attention.out": "block.{}.layer.0.SelfAttention.o",
+    "blocks.{}.cross_norm": "block.{}.layer.1.layer_norm",
+    "blocks.{}.cross.q": "block.{}.layer.1.EncDecAttention.q",
+    "blocks.{}.cross.k": "block.{}.layer.1.EncDecAttention.k",
+    "blocks.{}.cross.v": "block.{}.layer.1.EncDecAttention.v",
+    "blocks.{}.cross.out": "block.{}.layer.1.EncDecAttention.o",
+    "blocks.{}.norm2": "block.{}.layer.LAST.layer_norm",
+    "blocks.{}.mlp.gate": "block.{}.layer.LAST.DenseReluDense.wi_0",
+    "blocks.{}.mlp.up": "block.{}.layer.LAST.DenseReluDense.wi_1",
+    "blocks.{}.mlp.down": "block.{}.layer.LAST.DenseReluDense.wo",
+    "norm": "final_layer_norm",
+}
+
 SPARE = {
     "bert": ("cls.", "bert.pooler.", "classifier."),
     "roberta": ("lm_head.", "roberta.pooler.", "classifier."),
     "xlm-roberta": ("lm_head.", "roberta.pooler.", "classifier."),
     "distilbert": ("vocab_", "pre_classifier.", "classifier."),
+    "t5": ("decoder.", "lm_head."),
+    "mt5": ("decoder.", "lm_head."),
 }
 """What an encoder's file may hold beside what is wanted: tops for other tasks than the one its config.json names. They are left where they are."""
+
+COPIES = {family: ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight") for family in ("t5", "mt5")}
+"""Other names under which files hold the embedding too, or instead."""
 
 CONV1D = (".attention.qkv", ".attention.out", ".mlp.up", ".mlp.down")
 """The modules whose weights GPT-2 stores as (in, out)."""
 
-BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq", "embeddings.position_ids")
-"""Endings of stored tensors that are no weights: causal masks and rotary frequencies, which we compute. Skipped when reading."""
+BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq", "embeddings.position_ids",
+           "EncDecAttention.relative_attention_bias.weight")    # fmt: skip
+"""Endings of stored tensors that are no weights: causal masks and rotary frequencies, which we compute, and a table of the first T5s that nothing reads.
+Skipped when reading."""
 
 
 def table(config: ModelConfig) -> dict[str, str]:
@@ -137,8 +163,23 @@ def table(config: ModelConfig) -> dict[str, str]:
         return {**BLOOM, "blocks.{}.norm1": block + "input_layernorm", "blocks.{}.norm2": block + "post_attention_layernorm"}
     if config.family in ("roberta", "xlm-roberta"):
         return {**ROBERTA, "pooler": "classifier.dense", "score": "classifier.out_proj"} if config.labels else ROBERTA
+    if config.family in ("t5", "mt5"):
+        stacks = {"encoder.": _t5("encoder.", config, False), "decoder.": _t5("decoder.", config, True)}
+        one = {"embed": "shared", "head": "lm_head"}
+        if not config.decoder_layers:
+            return {**one, **stacks["encoder."]}
+        return {**one, **{stack + ours: theirs for stack, table in stacks.items() for ours, theirs in table.items()}}
     tables = {"gpt2": GPT2, "bloom": BLOOM, "gpt_neox": GPT_NEOX, "bert": BERT, "distilbert": DISTILBERT}
     return tables.get(config.family, LLAMA)
+
+
+def _t5(stack: str, config: ModelConfig, cross: bool) -> dict[str, str]:
+    """T5's table for one stack: without a gate its one linear is "wi", and the MLP comes behind the cross-attention, if there is one."""
+    named = {ours: stack + theirs.replace("LAST", "2" if cross else "1") for ours, theirs in T5.items() if cross or ".cross" not in ours}
+    if not config.gated:
+        del named["blocks.{}.mlp.gate"]
+        named["blocks.{}.mlp.up"] = named["blocks.{}.mlp.up"].replace("wi_1", "wi")
+    return named
 
 
 def module_names(config: ModelConfig) -> dict[str, str]:
@@ -166,7 +207,8 @@ def module_names(config: ModelConfig) -> dict[str, str]:
             continue
         if "{}" not in ours:
             names[ours] = theirs
-        for layer in range(config.layers if "{}" in ours else 0):
+        layers = config.decoder_layers if ours.startswith("decoder.") else config.layers
+        for layer in range(layers if "{}" in ours else 0):
             names[ours.format(layer)] = theirs.format(layer)
     return {**names, "score": names.get("score", "score")} if config.labels else names
 

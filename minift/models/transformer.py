@@ -8,7 +8,8 @@ One class serves every family (GPT-2, LLaMA, Mistral, Qwen, Falcon, BLOOM, GPT-N
 Four doors lead in: token ids or ready-made embeddings, a KV cache (generation), and `virtual` (prompt and prefix tuning, virtual.py).
 Texts share a batch padded or packed (`segments`) or end to end in one row without pads (`ragged`, ragged.py); encoders (encoder.py) and
 scorers (scorer.py) are this with another top.
-`capture={}` collects named intermediates for a lesson; the normal path never computes them. Left out: experts, cross-attention.
+`capture={}` collects named intermediates for a lesson; the normal path never computes them. An encoder-decoder (encoder_decoder.py)
+is two of these, the second with cross-attention. Left out: experts.
 Proved in tests/models/test_transformer.py; equal to transformers in tests/parity/test_families.py."""
 
 import torch
@@ -21,9 +22,11 @@ from minift.models.attention import Context, visibility
 from minift.models.block import Block, make_norm
 from minift.models.cache import KVCache
 from minift.models.config import ModelConfig
+from minift.models.cross import Memory
 from minift.models.families import module_names
 from minift.models.pooling import Pooling
 from minift.models.ragged import Ragged
+from minift.models.relative import relative_bias
 from minift.models.rope import rotation
 from minift.models.virtual import NoVirtual, Virtual
 
@@ -41,8 +44,9 @@ class Transformer(nn.Module):
         C = config.hidden_size
         # `_start` draws the numbers. nn.Embedding(V, C) would too, and on the meta device that costs a second and 150 MB of imports.
         self.embed = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, C), freeze=False)                     # (V, C)
-        table = lambda rows: nn.Embedding.from_pretrained(torch.empty(rows, C), freeze=False)
+        table = lambda rows, width=C: nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
         self.positions = table(config.first_position + config.max_positions) if config.position == "learned" else None
+        self.relative = table(config.relative_buckets, config.heads) if config.position == "relative" else None
         self.types = table(config.token_types) if config.token_types else None
         self.virtual = NoVirtual()                                                      # virtual tokens come in here
         self.embed_norm = make_norm(config) if config.embed_norm else None
@@ -61,7 +65,8 @@ class Transformer(nn.Module):
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
         if isinstance(module, Block) and module.mlp.down.weight.device.type != "meta":
-            for joining in (module.attention.out, module.mlp.down):      # apply() visits children first
+            cross = [] if module.cross is None else [module.cross.out]
+            for joining in (module.attention.out, module.mlp.down, *cross):                         # apply() visits children first
                 joining.weight.data.div_((2 * self.config.layers) ** 0.5)
 
     def hidden(
@@ -77,9 +82,10 @@ class Transformer(nn.Module):
         ragged: Ragged | None = None,
         token_types: Tensor | None = None,
         bidirectional: bool = False,
+        memory: Memory | None = None,
     ) -> Tensor:
         """The stream after the last norm, (B, T, C): `forward` without the head. Same arguments, and `bidirectional`: a decoder's tokens see the
-        whole text (pooling.py); texts are then one in a row, or ragged."""
+        whole text (pooling.py); texts are then one in a row, or ragged. memory: what a decoder with cross-attention reads."""
         if bidirectional and not (self.can_look_ahead() and segments is None and cache is None):
             raise InputError("sliding windows and ALiBi look backwards, and so does a cache; texts packed by segments are not told apart: this cannot be bidirectional")
         x = self.embed(token_ids) if embeds is None else embeds                         # (B, T, C)
@@ -102,7 +108,7 @@ class Transformer(nn.Module):
         places, positions = counted, counted if positions is None else positions        # (B, T)
         if virtual is None or virtual.embeds is None:
             prefix = None if virtual is None else virtual.keys_values
-            return self.norm(self._blocks(x, places, positions, segments, branches, V, prefix, cache, capture, ragged, token_types, bidirectional))
+            return self.norm(self._blocks(x, places, positions, segments, branches, V, prefix, cache, capture, ragged, token_types, bidirectional, memory))
         if ragged is not None:
             raise InputError("virtual tokens would have to stand before each text of the row: pad or pack the texts (segments) instead")
         self._refuse_shared_stretch(places, segments)
@@ -112,7 +118,7 @@ class Transformer(nn.Module):
         segments = None if segments is None else F.pad(segments, (V, 0), value=-1)      # which number is all the same: all may see them
         branches = None if branches is None else F.pad(branches, (V, 0), value=0)
         token_types = None if token_types is None else F.pad(token_types, (V, 0), value=0)
-        return self.norm(self._blocks(x, places, positions, segments, branches, V, None, None, capture, None, token_types, bidirectional)[:, V:])
+        return self.norm(self._blocks(x, places, positions, segments, branches, V, None, None, capture, None, token_types, bidirectional, memory)[:, V:])
 
     def _blocks(
         self,
@@ -128,6 +134,7 @@ class Transformer(nn.Module):
         ragged: Ragged | None = None,
         token_types: Tensor | None = None,
         bidirectional: bool = False,
+        memory: Memory | None = None,
     ) -> Tensor:
         """Embedded tokens, virtual ones among them -> the stream before the last norm, (B, T, C) both."""
         config, T = self.config, x.shape[1]
@@ -151,11 +158,11 @@ class Transformer(nn.Module):
         turns = rotation(config, positions, segments) if config.position == "rope" else None
         windows = {config.window(layer) for layer in range(config.layers)}
         if ragged is None:
-            biases = {w: visibility(config, places, segments, cache, w, slots, virtual, branches) for w in windows}
+            biases = {w: self._bias(places, segments, cache, w, slots, virtual, branches) for w in windows}
         else:                                                                           # a run has one length, so all its texts have one bias
             before = 0 if prefix is None else virtual
             own = [virtual + torch.arange(length, device=x.device)[None] for _, length in ragged.runs]
-            biases = {w: tuple(visibility(config, one, None, None, w, before + one.shape[1], virtual) for one in own) for w in windows}
+            biases = {w: tuple(self._bias(one, None, None, w, before + one.shape[1], virtual) for one in own) for w in windows}
         if bidirectional:                                                               # a bias that hides nothing: without one, a decoder is causal
             biases = dict.fromkeys(windows, x.new_ones(1, 1, 1, 1, dtype=torch.bool))
             biases = biases if ragged is None else {w: (all_seen,) * len(ragged.runs) for w, all_seen in biases.items()}
@@ -164,7 +171,7 @@ class Transformer(nn.Module):
             own = None if prefix is None else prefix[layer]
             bias = biases[config.window(layer)]
             whole, by_run = (bias, ()) if ragged is None else (None, bias)
-            context = Context(positions, turns, whole, own, cache, capture, virtual, ragged, by_run)
+            context = Context(positions, turns, whole, own, cache, capture, virtual, ragged, by_run, memory)
             x = checkpoint(block, x, context, use_reentrant=False) if recompute else block(x, context)
         if cache is not None:
             cache.lengths = cache.lengths + T
@@ -229,7 +236,20 @@ class Transformer(nn.Module):
 
     def can_look_ahead(self) -> bool:
         """Whether tokens may see the whole text: not where the distance back is all that a model knows of places."""
-        return self.config.position != "alibi" and not any(self.config.windows)
+        return self.config.position not in ("alibi", "relative") and not any(self.config.windows)
+
+    def _bias(self, places: Tensor, segments: Tensor | None, cache: KVCache | None, window: int | None, slots: int, virtual: int, branches=None):
+        """attention.visibility, and with relative positions what they add."""
+        seen = visibility(self.config, places, segments, cache, window, slots, virtual, branches)
+        if self.relative is None:
+            return seen
+        T, slot = places.shape[1], torch.arange(slots, device=places.device)[None]      # (1, S)
+        if cache is not None:                                                           # slot s holds the token at place s
+            return relative_bias(self.config, self.relative, places, slot, seen)
+        if not virtual and branches is None:                                            # inside a text, slots are as far apart as places
+            return relative_bias(self.config, self.relative, slot, slot, seen)
+        keys = torch.cat([slot[:, : slots - T].expand(len(places), -1), places], dim=1)
+        return relative_bias(self.config, self.relative, places, keys, seen)
 
     def _places(self, B: int, T: int, virtual: int, segments: Tensor | None, branches: Tensor | None, cache: KVCache | None, device) -> Tensor:
         """(B, T): how many tokens of its own text, and virtual ones, stand before each token."""

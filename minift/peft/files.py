@@ -86,6 +86,13 @@ def tensors(model: nn.Module, method: Method, small: dict[str, nn.Module]) -> di
     }
 
 
+def _task(config: object) -> str | None:
+    """What peft calls the kind of model: it then has a class of its own for the methods that need one."""
+    if not isinstance(config, ModelConfig):
+        return None
+    return "SEQ_2_SEQ_LM" if config.decoder_layers else "CAUSAL_LM"
+
+
 def save(model: nn.Module, folder: str | Path, name: str = "default", overwrite: bool = False, base_model: str | None = None) -> None:
     """Write the set `name` as a folder, whole or not at all. base_model: what the config calls the model it belongs to."""
     state = state_of(model)
@@ -100,7 +107,7 @@ def save(model: nn.Module, folder: str | Path, name: str = "default", overwrite:
         config, weights, found = CONFIG, WEIGHTS, tensors(model, method, small)
         fields = {
             "peft_type": method.peft_type,
-            "task_type": "CAUSAL_LM" if isinstance(getattr(model, "config", None), ModelConfig) else None,
+            "task_type": _task(getattr(model, "config", None)),
             "base_model_name_or_path": base_model,
             "inference_mode": True,
             **head.fields(model, method.peft_type, small),

@@ -45,7 +45,7 @@ class EmbedderChoice:
     """Keep the linears in 4 or 8 bits: nf4, fp4, int8 or int4."""
 
     def load(self) -> tuple[Transformer, Tokenizer]:
-        model, tokenizer = folders.load(self.model, getattr(torch, self.dtype), self.device, self.quantize)
+        model, tokenizer = folders.embedder(self.model, getattr(torch, self.dtype), self.device, self.quantize)
         if self.adapter is not None:
             put_on(model, recover(self.adapter), self.quantize)
             if (self.adapter / MODULES).exists():

@@ -1,4 +1,4 @@
-"""Continue prompts: the text is streamed for one prompt, printed one after the other for several.
+"""Continue prompts: the text is streamed for one prompt, printed one after the other for several. An encoder-decoder answers, on a line of its own.
 
 Proved in tests/recipes/test_using.py."""
 
@@ -27,15 +27,16 @@ def run(config: Config) -> None:
     prompts = [*config.prompt, *(_lines(config.file) if config.file else [])]
     if not prompts:
         raise InputError("no prompt: give --prompt TEXT (several may follow) or --file FILE")
-    model, tokenizer = config.load()
+    model, tokenizer = config.load(pairs=True)
+    between = "\n" if model.config.decoder_layers else ""
     if len(prompts) == 1:
-        print(prompts[0], end="", flush=True)
+        print(prompts[0], end=between, flush=True)
         for piece in stream(model, tokenizer, prompts[0], config.max_new_tokens, **config.options()):
             print(piece, end="", flush=True)
         print()
         return
     for number, (prompt, answer) in enumerate(zip(prompts, generate(model, tokenizer, prompts, config.max_new_tokens, **config.options()))):
-        sys.stdout.write(("" if number == 0 else "\n---\n") + prompt + answer + "\n")
+        sys.stdout.write(("" if number == 0 else "\n---\n") + prompt + between + answer + "\n")
 
 
 def _lines(file: Path) -> list[str]:

@@ -33,9 +33,9 @@ class ModelChoice:
     quantize: base_record.Asked | None = None
     """Keep the linears in 4 or 8 bits: nf4, fp4, int8 or int4; what a QLoRA adapter was trained on. none: full weights, though it was."""
 
-    def load(self, encoders: bool = False) -> tuple[Transformer, Tokenizer]:
-        """encoders: whether they will do as well; else one is refused."""
-        model, tokenizer = load_base(self.model, self.quantize, self.dtype, self.device, encoders)
+    def load(self, encoders: bool = False, pairs: bool = False) -> tuple[Transformer, Tokenizer]:
+        """encoders: whether they will do as well; else one is refused. pairs: the same of encoder-decoders."""
+        model, tokenizer = load_base(self.model, self.quantize, self.dtype, self.device, encoders, pairs)
         if self.adapter is not None:
             put_on(model, recover(self.adapter), self.quantize)
             template = self.adapter / "chat_template.jinja"
@@ -72,10 +72,11 @@ MIXED = "mixed"
 
 
 def load_base(
-    name: str, quantize: base_record.Asked | None, dtype: str = "float32", device: str = "cpu", encoders: bool = False
+    name: str, quantize: base_record.Asked | None, dtype: str = "float32", device: str = "cpu", encoders: bool = False, pairs: bool = False
 ) -> tuple[Transformer, Tokenizer]:
     """What --model and --quantize name. Raises InputError if full weights are asked for and the folder has none."""
-    model, tokenizer = (folders.load if encoders else folders.decoder)(name, getattr(torch, dtype), device, None if quantize == "none" else quantize)
+    chosen = (name, getattr(torch, dtype), device, None if quantize == "none" else quantize)
+    model, tokenizer = folders.load(*chosen) if encoders else folders.decoder(*chosen, pairs=pairs)
     if quantize == "none" and any(isinstance(module, QuantizedLinear) for module in model.modules()):
         found = base_record.name(base_record.describe(model))
         raise InputError(f"--quantize none asks for full weights, and {name} has {found}: name a folder with the full ones, or leave it out")

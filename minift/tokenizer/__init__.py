@@ -2,11 +2,12 @@
 
     encode: text -> [bos] + ids          decode: ids -> text          V = vocab_size; every id is in 0..V-1
 
-Four files, simplest first:
+Five files, simplest first:
     vocabulary.py   SentencePiece and Fast: pieces and ids, and nothing else
     tokenizer.py    Tokenizer: special tokens, segments; StreamDecoder: text that arrives id by id
     folder.py       load: which vocabulary a Hugging Face folder holds, and who its special tokens are
     training.py     train: a new sentencepiece vocabulary from text
+    answer.py       the text of an answer whose tokens come one by one
 
 Three rules the rest of minift leans on:
     one BOS      a text that already starts with the BOS token (a chat template wrote it) does not get a second one (trap 4);

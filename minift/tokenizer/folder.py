@@ -5,7 +5,7 @@ those of tokenizer_config.json, special_tokens_map.json, the vocabulary itself, 
 order of trust. A special token that the vocabulary lacks gets the next free id, as in transformers; check_fits then finds out
 whether the embedding has a row for it.
 Proved in tests/test_tokenizer.py. Left out: a vocab.json with merges.txt that is not GPT-2's (the files do not
-say how words are split); the `clean_up_tokenization_spaces` of old configs; T5's EOS at the end where its config does not say so."""
+say how words are split); the `clean_up_tokenization_spaces` of old configs."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def load(folder: str | Path) -> Tokenizer:
         if found == "tokenizer.json":
             vocabulary = _from_json(files[found], config)
         elif found:
-            vocabulary = from_sentencepiece(files[found], config)
+            vocabulary = (_from_t5 if _is_t5(config, models[1]) else from_sentencepiece)(files[found], config)
         elif pieces:
             vocabulary = _from_wordpiece(files["vocab.txt"], config)
         else:
@@ -80,6 +80,28 @@ def from_sentencepiece(content: bytes, config: dict) -> SentencePiece:
     config["add_prefix_space"] = vocabulary.starting.encode("a") != vocabulary.continuing.encode("a")
     for key, value in {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": False}.items():
         config.setdefault(key, value)
+    return vocabulary
+
+
+def _is_t5(config: dict, model: dict) -> bool:
+    """Whether a sentencepiece file is T5's: as tokenizer_config.json says, else by the model's family."""
+    kind = config.get("tokenizer_class")
+    return kind.removesuffix("Fast") in ("T5Tokenizer", "MT5Tokenizer") if kind else model.get("model_type") in ("t5", "mt5")
+
+
+def _from_t5(content: bytes, config: dict) -> SentencePiece:
+    """T5's: no BOS, </s> behind every text, a word start behind a special token too, and on top of the file's pieces the sentinels that stood for what was
+    cut out of a text in training, <extra_id_0> the last of all ids (Raffel et al. 2019, arXiv:1910.10683, section 3.1.4)."""
+    vocabulary = SentencePiece(content, config.get("add_prefix_space"), after_special=True)
+    _add(vocabulary, config)
+    sentinels = [f"<extra_id_{i}>" for i in range(config.setdefault("extra_ids", 100))]
+    for token in reversed(sentinels):
+        vocabulary.add(token)
+    for role in ROLES:
+        config[f"{role}_token"] = config[f"{role}_token"] or vocabulary.roles.get(role)
+    config["additional_special_tokens"] = config["additional_special_tokens"] or sentinels
+    config["add_bos_token"], config["add_eos_token"] = False, True
+    config.setdefault("tokenizer_class", "T5Tokenizer")
     return vocabulary
 
 

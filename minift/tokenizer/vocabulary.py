@@ -19,6 +19,8 @@ import tokenizers
 ROLES = ("bos", "eos", "pad", "unk")
 # A .model file is a protobuf message, and a message may be continued: these bytes say again normalizer_spec.add_dummy_prefix.
 DUMMY_SPACE = {False: b"\x1a\x02\x18\x00", True: b"\x1a\x02\x18\x01"}
+EVERY_SPACE = b"\x1a\x02\x20\x00"
+"""The same for normalizer_spec.remove_extra_whitespaces: in the middle of a text a leading blank is no extra one (T5's files say that all are)."""
 
 
 class SentencePiece:
@@ -27,7 +29,7 @@ class SentencePiece:
     def __init__(self, model: bytes, dummy_space: bool | None, after_special: bool):
         """dummy_space: put a space before the first word (None: as the file says), and `after_special` before every other part too."""
         self.starting = sentencepiece.SentencePieceProcessor(model_proto=model + DUMMY_SPACE.get(dummy_space, b""))
-        self.continuing = sp = sentencepiece.SentencePieceProcessor(model_proto=model + DUMMY_SPACE[False])
+        self.continuing = sp = sentencepiece.SentencePieceProcessor(model_proto=model + DUMMY_SPACE[False] + EVERY_SPACE)
         self.length, self.after_special = sp.get_piece_size(), after_special
         self.whole = {sp.id_to_piece(i): i for i in range(self.length) if sp.is_control(i) or sp.is_unknown(i)}
         self.special_ids = set(self.whole.values())

@@ -169,7 +169,7 @@ def test_an_unknown_family_is_refused_with_the_known_ones():
         from_hf({"model_type": "mamba"})
     with pytest.raises(InputError, match="no model_type"):
         from_hf({"vocab_size": 3})
-    assert list(FAMILIES) == "gpt2 llama mistral qwen2 qwen3 falcon bloom gpt_neox gemma bert roberta xlm-roberta distilbert".split()
+    assert list(FAMILIES) == "gpt2 llama mistral qwen2 qwen3 falcon bloom gpt_neox gemma bert roberta xlm-roberta distilbert t5 mt5".split()
 
 
 @pytest.mark.parametrize(

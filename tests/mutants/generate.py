@@ -48,7 +48,7 @@ MUTANTS = [
         old="seen.scatter_(1, chosen[:, None], True)", new="seen = seen",
     ),
     Mutant(
-        name="stream_shows_part_of_a_stop_string", file="minift/generate.py", test=GENERATE,
+        name="stream_shows_part_of_a_stop_string", file="minift/tokenizer/answer.py", test=GENERATE,
         old="len(self.text) - max(held, default=0)", new="len(self.text)",
     ),
     Mutant(

@@ -19,7 +19,7 @@ MUTANTS = [
     ),
     Mutant(
         name="virtual_outputs_kept", file=TRANSFORMER, test=DOOR,
-        old="None, token_types)[:, V:])", new="None, token_types)[:, :-V])",
+        old="bidirectional, memory)[:, V:])", new="bidirectional, memory)[:, :-V])",
     ),
     Mutant(
         name="virtual_rows_scaled_like_tokens", file=TRANSFORMER, test=DOOR,
