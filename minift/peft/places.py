@@ -1,11 +1,12 @@
 """Where the parts of a Transformer block are, for the methods that stand between them: bottleneck adapters and ReFT.
 
     ours                            attention.out      mlp.down         norm2 (norm1 where a parallel block shares it)
+    ours, norms after (BERT)        attention.out      mlp.down         mlp.up, and the last norm norm2
     LLaMA, Mistral, Qwen2, Qwen3    self_attn.o_proj   mlp.down_proj    post_attention_layernorm
     GPT-2                           attn.c_proj        mlp.c_proj       ln_2
     BERT, RoBERTa (post-LN)         attention.output.dense   output.dense   intermediate, and the last norm output.LayerNorm
 
-The last three are transformers' modules. A block is known by the names of its children, all of them: a family with one more norm
+The others are transformers' modules. A block is known by the names of its children, all of them: a family with one more norm
 (Gemma 2) or a cross-attention is another block, and not guessed at. For any other model name the modules themselves (`targets`).
 Proved in tests/peft/test_bottleneck.py and tests/parity/test_adapters_library.py."""
 
@@ -51,15 +52,15 @@ def blocks(model: nn.Module) -> list[Places]:
     for path, module in modules.items():
         at = f"{path}." if path else ""
         if isinstance(module, Block):
-            parts = ("attention.out", "mlp.down", "norm1" if module.norm2 is None else "norm2")
+            parts = ("attention.out", "mlp.down", "mlp.up" if module.norm_after else "norm1" if module.norm2 is None else "norm2")
             layer = names[f"{at}mlp.down"].rsplit(".", 2)[0]                   # model.layers.0.mlp.down_proj without its last two
         else:
             parts, layer = KNOWN.get(frozenset(dict(module.named_children()))), path
         if parts is None or any(f"{at}{part}" not in modules for part in parts):
             continue
-        post = f"{at}output.LayerNorm" in modules
-        keys = (f"{at}attention.output", f"{at}output") if post else (f"{layer}.attention_adapters", f"{layer}.output_adapters")
-        last_norm = f"{at}output.LayerNorm" if post else None
+        last_norm = next((f"{at}{norm}" for norm in _after(module) if f"{at}{norm}" in modules), None)
+        bert = last_norm is not None and names[f"{at}{parts[1]}"].endswith("output.dense")      # DistilBERT's places are called as LLaMA's
+        keys = (f"{layer}.attention.output", f"{layer}.output") if bert else (f"{layer}.attention_adapters", f"{layer}.output_adapters")
         found.append(Places(path, *(f"{at}{part}" for part in parts), last_norm, *keys, layer))
     if not found:
         raise InputError(
@@ -67,3 +68,10 @@ def blocks(model: nn.Module) -> list[Places]:
             " say where with targets=[...], names of its modules"
         )
     return found
+
+
+def _after(block: nn.Module) -> tuple[str, ...]:
+    """What the norm over a block's sum may be called."""
+    if isinstance(block, Block):
+        return ("norm2",) if block.norm_after else ()
+    return ("output.LayerNorm",)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from minift import peft
 from minift.models.encoder import Encoder
 from minift.models.folder import read_model, write_model
 from minift.models.ragged import lay_out
@@ -139,3 +140,23 @@ def test_the_real_minilm_is_read():
     ids = torch.randint(1000, 20000, (3, 29), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         close(ours.hidden(ids), peer(ids).last_hidden_state, 1e-5)
+
+
+@pytest.mark.parametrize("case", ["bert", "roberta"])
+@pytest.mark.parametrize("kind", [peft.Houlsby, peft.Pfeiffer, peft.Parallel, peft.LoReFT])
+def test_adapters_between_post_ln_parts_are_the_same_on_ours_and_on_transformers_modules(case, kind, tmp_path):
+    peer = peer_of(case, "AutoModelForMaskedLM")
+    peer.save_pretrained(tmp_path / "theirs")
+    ours = read_model(tmp_path / "theirs", torch.float64)
+    ids, mask = padded(peer.config.pad_token_id)
+    plain = ours(ids, segments=1 - mask)[mask.bool()]
+    torch.manual_seed(3)
+    peft.attach(peer, kind())
+    for parameter in peer.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    peft.save(peer, tmp_path / "adapter")
+    peft.load(ours, tmp_path / "adapter")
+    mine, said = ours.eval()(ids, segments=1 - mask)[mask.bool()], peer.eval()(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+    assert (mine - plain).abs().max() > 0.01
+    close(mine, said)
