@@ -31,6 +31,7 @@ from minift.tokenizer import Tokenizer
 from minift.train.run import open_run
 
 L2 = {"linear": 1e-3, "mlp": 1e-2}
+HELD_OUT_PAIRS = 500
 SETFIT_RATE = 2e-5
 """Of every weight of a sentence encoder, where --lr does not say otherwise."""
 
@@ -51,7 +52,7 @@ def run(config: Config, data: Data, quiet: bool = False) -> Result:
     say("\n".join(data.lines()))
     place = None
     if config.method == "setfit":
-        place = _tuned(config, data.train, folder, quiet)
+        place = _tuned(config, data, folder, quiet)
         model, tokenizer = _embedder(config, place)
 
     cache = {"default": default_cache(), "none": None}.get(config.cache, Path(config.cache))
@@ -96,24 +97,27 @@ def setfit_pairs(rows: Sequence[Classified], count: int, seed: int) -> list[dict
     for row in rows:
         text = row.texts[0]
         mates = [other for other in by_label[row.answer] if other != text]
-        others = [other for label, texts in by_label.items() if label != row.answer for other in texts]
-        for score, pool in ((1.0, mates), (0.0, others)):
-            pairs += [{"sentence1": text, "sentence2": dice.choice(pool), "score": score} for _ in range(count if pool else 0)]
+        pairs += [{"sentence1": text, "sentence2": dice.choice(mates), "score": 1.0} for _ in range(count if mates else 0)]
+        for _ in range(count if len(by_label) > 1 else 0):
+            while (other := dice.choice(rows)).answer == row.answer:
+                pass
+            pairs.append({"sentence1": text, "sentence2": other.texts[0], "score": 0.0})
     return pairs
 
 
-def _tuned(config: Config, train: Sequence[Classified], folder: Path, quiet: bool) -> Path:
-    """Where in the run folder the contrastively tuned model lies."""
-    pairs = setfit_pairs(train, config.pairs, config.seed)
+def _tuned(config: Config, data: Data, folder: Path, quiet: bool) -> Path:
+    """Where in the run folder the contrastively tuned model lies. Held-out rows make pairs of their own, which decide what is best."""
+    pairs, others = setfit_pairs(data.train, config.pairs, config.seed), setfit_pairs(data.valid, 1, config.seed)
     if not any(pair["score"] for pair in pairs):
         raise InputError("no label has two different texts: SetFit has nothing to draw together, give at least two rows of each label")
-    file = folder / "pairs.jsonl"
-    write_text(file, "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
+    files = folder / "pairs.jsonl", folder / "held_out_pairs.jsonl"
+    for file, rows in zip(files, (pairs, random.Random(config.seed).sample(others, min(len(others), HELD_OUT_PAIRS)))):
+        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     result = tune_embeddings(
         EmbedConfig(
-            data=(str(file),), out=folder / "embedder", model=config.model, method="full", loss="cosine", rows=min(config.rows, len(pairs) // 2),
-            lr=SETFIT_RATE if config.lr is None else config.lr, epochs=config.epochs, max_steps=config.max_steps, seed=config.seed,
-            precision=config.precision, pooling=config.pooling, max_length=config.max_length, device=config.device, held_out=config.held_out,
+            data=(str(files[0]),), eval_data=(str(files[1]),), out=folder / "embedder", model=config.model, method="full", loss="cosine",
+            rows=min(config.rows, len(pairs) // 2), lr=SETFIT_RATE if config.lr is None else config.lr, epochs=config.epochs, max_steps=config.max_steps, seed=config.seed,
+            precision=config.precision, pooling=config.pooling, max_length=config.max_length, device=config.device,
         ),
         quiet,
     )

@@ -47,7 +47,7 @@ class Config(RunConfig):
     rows: int = 32
     """Rows of a batch, where the model is fine-tuned."""
     shots: tuple[int, ...] = ()
-    """Few-shot: learn from so many rows of each label only; several numbers draw a curve: --shots 1 2 4 8 16."""
+    """Few-shot: learn from so many rows of each label only; several numbers make a curve: --shots 1 2 4 8 16."""
     draws: int = 5
     """Of each number of shots: how many times rows are drawn, with seeds --seed, --seed + 1, ..."""
     pairs: int = 20
@@ -118,6 +118,8 @@ def read_data(config: Config) -> Data:
             raise InputError(f"--eval-data asks {other.problem} of {other.sides} texts, --data {found.problem} of {found.sides}: give files that ask the same")
         notes = other.lines()
     else:
+        if found.problem != "regression":
+            labels_of(rows)
         train, valid = split_classified(rows, config.held_out, found)
     if config.label_smoothing and found.problem != "single":
         raise InputError(f"--label-smoothing is for rows with one label each, and these ask {found.problem}: leave it out")
