@@ -147,11 +147,10 @@ def _on_features(folder: Path, said: dict, device: torch.device | str, base: str
         raise InputError(f"{folder}: its head reads features of another model than {base or by['model']} is now: name the one it was trained on (--base)")
     try:
         numbers = load_file(folder / HEAD)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{folder / HEAD} is missing or damaged ({error}): train the head again") from None
-    rows = len(numbers["features"]) if "features" in numbers else 0
-    head = make(**said["head"], rows=rows)
-    head.load_state_dict(numbers)
+        head = make(**said["head"], rows=len(numbers["features"]) if "features" in numbers else 0)
+        head.load_state_dict(numbers)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{folder / HEAD} is missing, damaged, or another head's ({error}): train the head again") from None
     return Classifier(said["problem"], said["labels"], said["sides"], model, tokenizer, said["max_length"], head.eval(), by["prompt"], said["precision"])
 
 

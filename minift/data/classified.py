@@ -101,16 +101,16 @@ def labels_of(rows: Sequence[Classified]) -> list[str]:
     every = {name for row in rows for name in (row.answer if isinstance(row.answer, tuple) else (row.answer,))}
     if not every or isinstance(rows[0].answer, str) and len(every) < 2:
         raise InputError(f"all {len(rows)} rows have {'the label ' + repr(next(iter(every))) if every else 'no label'}: there is nothing to tell apart")
-    return sorted(every, key=int) if all(name.isdecimal() for name in every) else sorted(every)
+    return sorted(every, key=lambda name: (int(name), name)) if all(name.isdecimal() for name in every) else sorted(every)
 
 
 def split_classified(rows: Sequence[Classified], held_out: float, found: Found) -> tuple[list[Classified], list[Classified]]:
     """(to train on, held out), by text."""
     train, valid = split_rows(rows, fraction=held_out, key=lambda row: row.key)
     seen = set(unseen(valid, train))
-    moved = [row for row in valid if seen & set(_names(row))]
+    texts = {row.key for row in valid if seen & set(_names(row))}             # a text goes with all of its rows
+    moved, keep = [row for row in valid if row.key in texts], [row for row in valid if row.key not in texts]
     found.moved = len(moved)
-    keep = [row for row in valid if not seen & set(_names(row))]
     if not keep:
         raise InputError(f"every held-out row has a label of its own: {len(rows)} rows are too few to split, give --eval-data or more of each label")
     return [*train, *moved], keep
@@ -179,12 +179,13 @@ def _label(where: str, value: object) -> str:
 
 
 def _labels(where: str, value: object) -> tuple[str, ...]:
-    parts = value.split(BETWEEN) if isinstance(value, str) and value.strip() else value
-    if parts in ("", None, []):
+    value = value.strip() if isinstance(value, str) else value
+    if value in ("", None, []):
         return ()
+    parts = value.split(BETWEEN) if isinstance(value, str) else value
     if not isinstance(parts, list):
         raise InputError(f"{where}: the labels are {value!r:.40}: wanted a list of names, or names with {BETWEEN} between them")
-    return tuple(dict.fromkeys(_label(where, part) for part in parts))
+    return tuple(sorted({_label(where, part) for part in parts}))
 
 
 def _number(where: str, value: object) -> float:

@@ -34,6 +34,6 @@ def balanced(labels: Tensor, classes: int) -> Tensor:
     """Weights (K,) of labels (N,) int64: N / (K n_k); or of (N, K) zeros and ones, where a label holds: rows without it / rows with it."""
     if labels.ndim == 2:
         held = labels.sum(0)
-        return (len(labels) - held) / held.clamp(min=1)
+        return (len(labels) - held).clamp(min=1) / held.clamp(min=1)         # a label that every row has is still learned
     seen = torch.bincount(labels, minlength=classes)
     return len(labels) / ((seen > 0).sum() * seen.clamp(min=1)).float()
