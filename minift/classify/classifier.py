@@ -130,7 +130,7 @@ def embedder(
     model: str, adapter: str | None, pooling: Pooling | None, dtype: str, quantize: str | None, device: torch.device | str
 ) -> tuple[Transformer, Tokenizer]:
     """The model that makes features, frozen. pooling: None: as the adapter's or the model's folder says."""
-    made, tokenizer = folders.load(model, getattr(torch, dtype), device, quantize)
+    made, tokenizer = folders.embedder(model, getattr(torch, dtype), device, quantize)
     if adapter is not None:
         peft.load(made, recover(adapter))
         made.pooling = read_pooling(adapter) if (Path(adapter) / MODULES).exists() else made.pooling

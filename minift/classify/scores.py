@@ -12,7 +12,6 @@ from torch import Tensor
 
 from minift.data.text_pairs import joined
 from minift.embed import pooled, rows
-from minift.errors import InputError
 from minift.models.encoder import Encoder
 from minift.models.pooling import Pooling
 from minift.models.ragged import lay_out
@@ -48,8 +47,6 @@ def all_scores(model: Scorer | Encoder, every: Sequence[Read], tokens: int = 409
 
 
 def read(model: Transformer, tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], max_length: int) -> list[Read]:
-    """Each row's tokens, at most max_length and no more than the model has positions."""
-    limit = min(max_length, model.config.max_positions if model.config.position == "learned" else max_length) - model.virtual_count()
-    if limit < 1:
-        raise InputError(f"the model has {model.config.max_positions} positions and {model.virtual_count()} virtual tokens: there is no room for a text")
+    """Each row's tokens, at most max_length and no more than the model has positions beside its virtual tokens."""
+    limit = min(max_length, model.config.max_positions - model.virtual_count() if model.config.position == "learned" else max_length)
     return [joined(tokenizer, model.config, row, limit) for row in texts]
