@@ -150,7 +150,7 @@ def _on_features(folder: Path, said: dict, device: torch.device | str, base: str
         head = make(**said["head"], rows=len(numbers["features"]) if "features" in numbers else 0)
         head.load_state_dict(numbers)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{folder / HEAD} is missing, damaged, or another head's ({error}): train the head again") from None
+        raise InputError(f"{folder / HEAD} is missing, damaged, or another head's ({' '.join(str(error).split())}): train the head again") from None
     return Classifier(said["problem"], said["labels"], said["sides"], model, tokenizer, said["max_length"], head.eval(), by["prompt"], said["precision"])
 
 

@@ -141,4 +141,5 @@ def _plain(config: ModelConfig) -> ModelConfig:
     rotated = None if config.rope_dim == config.head_dim else config.rope_dim
     bare = config.top == "none" and config.family in ("bert", "roberta", "xlm-roberta")      # whether there is a pooler, the weights say
     top = "pooler" if bare else config.top
-    return dataclasses.replace(config, top=top, windows=windows, rope_scaling=scaling, rope_dim=rotated)
+    names = () if config.label_names == _unnamed(config.labels) else config.label_names
+    return dataclasses.replace(config, label_names=names, top=top, windows=windows, rope_scaling=scaling, rope_dim=rotated)
