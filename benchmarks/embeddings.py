@@ -93,7 +93,7 @@ def learn(name: str, work: Path, data: Path | None, seed: int) -> dict:
     base = "base" if name in ("base-lora", "base-full", "matryoshka") else minilm()
     options, start = dict(SETTINGS[name]), Pooling("mean", True, 128) if base == "base" else None
     if name == "sick":
-        files = tuple(_tsv(data / "pairs_sick" / f"SICK_{part}.txt", work) for part in ("train", "trial"))
+        files = tuple(tsv(data / "pairs_sick" / f"SICK_{part}.txt", work) for part in ("train", "trial"))
         options |= {"data": files[:1], "eval_data": files[1:]}
     began = time.perf_counter()
     result = recipe.run(recipe.Config(model=base, out=work / f"{name}-{seed}", overwrite=True, seed=seed, **options), quiet=True)
@@ -108,9 +108,9 @@ def learn(name: str, work: Path, data: Path | None, seed: int) -> dict:
     return row
 
 
-def _tsv(file: Path, work: Path) -> str:
+def tsv(file: Path, work: Path) -> str:
     """The file under a name that says what it is."""
-    copy = work / f"{file.stem}.tsv"
+    copy = work / (file.name if file.suffix == ".csv" else f"{file.stem}.tsv")
     copy.write_bytes(file.read_bytes())
     return str(copy)
 

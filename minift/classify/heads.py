@@ -56,7 +56,7 @@ class LinearHead(nn.Module):
     def fit(self, features: Tensor, answers: Tensor, loss: Loss, l2: float, steps: int = 200) -> int:
         """To the minimum; returns the steps of L-BFGS that it took. features (N, C)."""
         x = self.standardized.learn(features)
-        optimizer = torch.optim.LBFGS(self.out.parameters(), max_iter=steps, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
+        optimizer = torch.optim.LBFGS(self.out.parameters(), max_iter=steps, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
 
         def closure() -> Tensor:
             optimizer.zero_grad()
