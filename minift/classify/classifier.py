@@ -10,7 +10,7 @@ Proved in tests/classify/test_classifier.py. Left out: several heads on one mode
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def write_names(folder: Path, classifier: Classifier, **more: Any) -> None:
     write_text(folder / FILE, json.dumps({**said, **more}, indent=2, ensure_ascii=False) + "\n")
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu", base: str | None = None) -> Classifier:
+def load(folder: str | Path, device: torch.device | str = "cpu", base: str | None = None, dtype: torch.dtype = torch.float32) -> Classifier:
     """A run of `minift classify`, its classifier, model or adapter folder, or any checkpoint with a classifier's head.
 
     base: where the model lies now, if it is not where it was. Raises InputError for a folder without labels, or features of another model."""
@@ -122,7 +122,10 @@ def load(folder: str | Path, device: torch.device | str = "cpu", base: str | Non
             raise InputError(f"{folder} holds no classifier: name a run of `minift classify`, or a ...ForSequenceClassification checkpoint")
         named = list(config.label_names) or [f"LABEL_{k}" for k in range(config.labels)]
         said = {"problem": config.problem or ("regression" if config.labels == 1 else "single"), "labels": named, "sides": 0, "max_length": 512}
-    model, tokenizer = load_scorer(folder, torch.float32, device, None, base, labels=len(said["labels"]), encoders=True)
+    model, tokenizer = load_scorer(folder, dtype, device, None, base, labels=len(said["labels"]), encoders=True)
+    if not model.config.label_names and "precision" in said:                        # an adapter's base has no names of its own
+        model.config = replace(model.config, label_names=tuple(said["labels"]))
+    model.config = replace(model.config, problem=said["problem"])
     return Classifier(said["problem"], said["labels"], said["sides"], model, tokenizer, said["max_length"], precision=said.get("precision", "fp32"))
 
 

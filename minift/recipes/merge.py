@@ -2,6 +2,7 @@
 
 Methods whose work no weight can do (bottlenecks, virtual tokens, edits of positions) refuse and say why. In bfloat16 or float16 each
 merged weight is computed in float32 and rounded once, which may lose a small change: float32 keeps it.
+An adapter of `minift classify` comes with its head, and the result is a ...ForSequenceClassification with the names of its labels.
 On a base in 4 or 8 bits (--quantize, or a folder that is quantized) the result is in --dtype all through: the rounded weights plus the
 change, which is the model that was trained. --requantize rounds it to the same scheme again, which loses most of a small change
 (trap 23), and says what share of it survived.
@@ -10,12 +11,15 @@ Proved in tests/recipes/test_using.py and test_qlora.py."""
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from minift import folder as folders
 from minift import peft
+from minift.classify.classifier import FILE, write_names
+from minift.classify.classifier import load as load_classifier
 from minift.errors import InputError
 from minift.files import recover, refuse_if_used
 from minift.models.sentence_folder import read_pooling
@@ -33,7 +37,8 @@ class Config(ModelChoice):
     out: Path
     """The folder to write."""
     requantize: bool = False
-    """On a base in 4 or 8 bits: round the merged weights to the same scheme again, and report what is left of the change."""
+    """An adapter of `minift classify` comes with its head, and the result is a ...ForSequenceClassification with the names of its labels.
+On a base in 4 or 8 bits: round the merged weights to the same scheme again, and report what is left of the change."""
     overwrite: bool = False
     """Replace the folder."""
 
@@ -42,8 +47,10 @@ def run(config: Config) -> None:
     if config.adapter is None:
         raise InputError("merge needs --adapter FOLDER, the adapter to fold in")
     refuse_if_used(config.out, config.overwrite)
-    model, tokenizer = config.load(encoders=True)
-    model.pooling = read_pooling(recover(config.adapter)) or model.pooling                # how an adapter of `minift embed` makes its vectors
+    adapter = recover(config.adapter)
+    classifier = load_classifier(adapter, config.device, config.model, getattr(torch, config.dtype)) if (adapter / FILE).exists() else None
+    model, tokenizer = (classifier.model, classifier.tokenizer) if classifier else config.load(encoders=True)
+    model.pooling = read_pooling(adapter) or model.pooling                # how an adapter of `minift embed` makes its vectors
     if getattr(state_of(model).sets["default"], "add_missing", False):
         found = f"a {model.config.family} checkpoint has no place for the biases this BitFit added"
         raise InputError(f"{found}: keep the adapter beside the model, or tune the biases of a family that has some, such as GPT-2")
@@ -56,6 +63,8 @@ def run(config: Config) -> None:
     else:
         dequantize_model(model)                                  # what the adapter left alone
     folders.save(model, tokenizer, config.out, config.overwrite)
+    if classifier is not None:
+        write_names(config.out, classifier)
     what = f"{scheme(model)}, other tensors in {config.dtype}" if config.requantize else config.dtype
     print(f"written: {config.out}, a plain {model.config.family} checkpoint in {what}")
 

@@ -157,6 +157,18 @@ def test_labels_keep_the_order_of_the_classifier_that_goes_on(classify, encoder_
     assert load(tmp_path / "run").predict(["blue list"])[0]["label"] == "red"
 
 
+@pytest.mark.parametrize("body", ["encoder", "decoder"])
+def test_merging_gives_a_checkpoint_that_says_the_same_with_the_same_names(classify, encoder_folder, small_model, minift, tmp_path, body):
+    base = encoder_folder if body == "encoder" else small_model
+    assert classify("--method", "lora", "--max-steps", 4, model=base)[0] == 0
+    status, _, complaint = minift("merge", "--model", base, "--adapter", tmp_path / "run/adapter", "--out", tmp_path / "whole")
+    assert status == 0, complaint
+    texts = ["red list number 3", "blue object"]
+    torch.testing.assert_close(load(tmp_path / "whole").scores(texts), load(tmp_path / "run").scores(texts), rtol=1e-5, atol=1e-5)
+    config = json.loads((tmp_path / "whole/config.json").read_text())
+    assert list(config["id2label"].values()) == sorted(COLOURS) and config["problem_type"] == "single_label_classification"
+
+
 def test_features_are_computed_once_and_the_second_head_is_trained_from_disk(classify, tmp_path):
     said = classify(out="one")[1]
     assert "computed in" in said and len(list((tmp_path / "kept/minift/features").glob("*.npy"))) == 2
