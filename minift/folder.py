@@ -16,6 +16,7 @@ import torch
 from minift import tokenizer as tokenizers
 from minift.errors import InputError
 from minift.files import new_folder, recover
+from minift.models.config import ModelConfig
 from minift.models.encoder import Encoder
 from minift.models.families import SCORER
 from minift.models.folder import config_json, config_of
@@ -80,16 +81,21 @@ def load(
     return model, tokenizer
 
 
+def described(name: str | Path) -> ModelConfig | None:
+    """What the folder's config.json says of its model; None if there is none."""
+    folder = locate(name)
+    return config_of({**config_json(folder), "quantization_config": None}, folder) if (folder / "config.json").exists() else None
+
+
 def decoder(
     name: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", quantize: Scheme | None = None,
     scores: int = 0, seed: int = 0, pairs: bool = False,
 ) -> tuple[Transformer, Tokenizer]:
     """`load`, for work that writes texts or scores them token by token: raises InputError for an encoder, and for an encoder-decoder unless `pairs`."""
-    folder = locate(name)
-    config = config_of({**config_json(folder), "quantization_config": None}, folder) if (folder / "config.json").exists() else None
+    folder, config = locate(name), described(name)
     if config is not None and config.decoder_layers and not pairs:
         raise InputError(f"{folder} is an encoder-decoder ({config.family}): it answers a prompt that it reads apart, and a decoder that goes on with a text is "
-                         "wanted here. What an encoder-decoder can do: minift generate; its encoder: minift embed, encode, search")
+                         "wanted here. What an encoder-decoder can do: minift sft, evaluate, generate; its encoder: minift embed, encode, search")
     if config is not None and not config.causal:
         raise InputError(f"{folder} is an encoder: it reads texts and writes none, and a decoder is wanted here. What an encoder can do: minift embed, encode, search")
     return load(folder, dtype, device, quantize, scores, seed)

@@ -4,6 +4,7 @@ An Example is a list of token ids and, for each, whether it is a target. A Batch
   padded   one example per row, pads on the right: causal attention never looks to the right, so pads need no mask at all; or
   packed   several examples per row, each its own segment: positions restart, attention stays within the segment (trap 7).
 In both, the first token of an example is never a target: nothing precedes it that could predict it.
+An encoder-decoder's examples have a prompt apart, which is padded beside them; they are never packed.
 Proved in tests/data/test_batches.py. Left out: splitting one example over two rows."""
 
 import random
@@ -23,6 +24,13 @@ class Example(NamedTuple):
     ids: list[int]
     loss_mask: list[bool]
     """loss_mask[i]: token i is a target, that is, counts in the loss. Always false for i = 0."""
+    prompt: Sequence[int] = ()
+    """What an encoder-decoder's encoder reads; `ids` are then its start token and the answer."""
+
+    @property
+    def size(self) -> int:
+        """Tokens, wherever they are read."""
+        return len(self.ids) + len(self.prompt)
 
 
 @dataclass
@@ -33,14 +41,17 @@ class Batch:
     """(B, T) bool"""
     segments: Tensor | None = None
     """(B, T) int64: which example of the row a token belongs to; None if each row is one example."""
+    prompts: Tensor | None = None
+    """(B, S) int64: of an encoder-decoder's examples."""
+    there: Tensor | None = None
+    """(B, S) bool: which of `prompts` are tokens; the others are pads."""
 
     @property
     def targets(self) -> int:
         return int(self.loss_mask[:, 1:].sum())
 
     def to(self, device: torch.device | str) -> "Batch":
-        segments = None if self.segments is None else self.segments.to(device)
-        return Batch(self.token_ids.to(device), self.loss_mask.to(device), segments)
+        return Batch(*(None if part is None else part.to(device) for part in (self.token_ids, self.loss_mask, self.segments, self.prompts, self.there)))
 
 
 def pad(examples: Sequence[Example], pad_id: int = 0) -> Batch:
@@ -51,7 +62,12 @@ def pad(examples: Sequence[Example], pad_id: int = 0) -> Batch:
     for row, example in enumerate(examples):
         token_ids[row, : len(example.ids)] = torch.tensor(example.ids)
         loss_mask[row, 1 : len(example.ids)] = torch.tensor(example.loss_mask[1:], dtype=torch.bool)
-    return Batch(token_ids, loss_mask)
+    if not examples[0].prompt:
+        return Batch(token_ids, loss_mask)
+    lengths = torch.tensor([len(example.prompt) for example in examples])
+    there = torch.arange(int(lengths.max())) < lengths[:, None]                               # (B, S)
+    prompts = torch.full(there.shape, pad_id).masked_scatter(there, torch.tensor([token for example in examples for token in example.prompt]))
+    return Batch(token_ids, loss_mask, None, prompts, there)
 
 
 def pack(examples: Sequence[Example], length: int, pad_id: int = 0) -> Batch:
@@ -93,10 +109,10 @@ def by_length(examples: Sequence[Example], tokens: int, seed: int) -> list[list[
     Examples of one length change places from epoch to epoch, and so does the order of the batches; the batches' shapes and number do
     not, so the number of steps is known beforehand. Deterministic by `seed`."""
     dice = random.Random(seed)
-    order = sorted(dice.sample(range(len(examples)), len(examples)), key=lambda i: len(examples[i].ids))
+    order = sorted(dice.sample(range(len(examples)), len(examples)), key=lambda i: examples[i].size)
     batches: list[list[int]] = []
     for index in order:
-        if not batches or len(examples[index].ids) * (len(batches[-1]) + 1) > tokens:      # the newest is the longest
+        if not batches or examples[index].size * (len(batches[-1]) + 1) > tokens:      # the newest is the longest
             batches.append([])
         batches[-1].append(index)
     dice.shuffle(batches)

@@ -19,6 +19,8 @@ its end survive. If the answer does not fit even behind a single token, its end 
 quarter of the room: half an answer is worth learning only if the question is there. A plain text loses nothing: it is cut into
 pieces that overlap by one token, so each of its tokens but the first is a target exactly once; later pieces have no BOS.
 Each of these is counted in the Report.
+An encoder-decoder (`start`: its start token) reads the question and writes the answer as two texts, each tokenised whole, with its EOS:
+    prompt = [question] [eos]          ids = [start] [answer] [eos], of which all but the first are learned
 Proved in tests/data/test_examples.py. Left out: weights per turn or per row."""
 
 from collections.abc import Sequence
@@ -70,12 +72,15 @@ class Report:
 
 
 def build(
-    rows: Sequence[Row], tokenizer: Tokenizer, *, template: str | None = None, learn: Learn = "completion", max_length: int | None = None
+    rows: Sequence[Row], tokenizer: Tokenizer, *, template: str | None = None, learn: Learn = "completion", max_length: int | None = None,
+    start: int | None = None,
 ) -> tuple[list[Example], Report]:
     """Examples in the order of the rows, and the Report on them.
 
     template: how messages become text (chat.py); None for the tokenizer's own, or plain if it has none. max_length: the most tokens
-    of an example. Raises InputError if nothing is left to learn."""
+    of an example. start: an encoder-decoder's start token, for its examples. Raises InputError if nothing is left to learn."""
+    if start is not None and learn != "completion":
+        raise InputError(f"--learn {learn} is for decoders: an encoder-decoder reads the question and learns the answer alone, --learn completion")
     if max_length is not None and max_length < 2:
         raise InputError(f"max_length {max_length} leaves no room for a token and the one before it: give at least 2")
     report, examples = Report(rows=len(rows)), []
@@ -92,19 +97,23 @@ def build(
         report.duplicates += bool(known)
         report.identical += answer in known
         known.add(answer)
-        for example in _examples(row, tokenizer, template, learn, max_length, report):
+        made = _examples(row, tokenizer, template, learn, max_length, report) if start is None else [_pair(row, tokenizer, start, max_length, report)]
+        for example in made:
             if any(example.loss_mask):
                 examples.append(example)
                 report.where.append(row.where)
-    report.tokens = sum(len(example.ids) for example in examples)
+    report.tokens = sum(example.size for example in examples)
     report.targets = sum(sum(example.loss_mask) for example in examples)
     if not examples:
         raise InputError(_nothing_left(report, max_length))
     return examples, report
 
 
-def prompt_ids(row: Row, tokenizer: Tokenizer, *, template: str | None = None) -> list[int]:
-    """What generation starts from: exactly the ids that stand before this row's answer in training. Its answer is not looked at."""
+def prompt_ids(row: Row, tokenizer: Tokenizer, *, template: str | None = None, start: int | None = None) -> list[int]:
+    """What generation starts from: exactly the ids that stand before this row's answer in training, or that an encoder-decoder (`start`) reads. Its
+    answer is not looked at."""
+    if start is not None:
+        return tokenizer.encode(_asked(row))
     if row.messages:
         asked = row.messages[:-1] if row.messages[-1]["role"] == "assistant" else row.messages
         segments = render(asked, tokenizer, _default(template, tokenizer), add_generation_prompt=True, input=row.input)
@@ -151,6 +160,27 @@ def _examples(row: Row, tokenizer: Tokenizer, template: str | None, learn: Learn
     report.truncated += 1
     report.answers_cut += len(ids) - start > max_length - min(start, 1)
     return [_without_middle(ids, mask, start, max_length)]
+
+
+def _pair(row: Row, tokenizer: Tokenizer, start: int, max_length: int | None, report: Report) -> Example:
+    """An encoder-decoder's Example. Too long, the prompt loses its middle, as above."""
+    prompt, ids = tokenizer.encode(_asked(row)), [start, *tokenizer.encode(row.answer)]
+    if max_length is not None and len(prompt) + len(ids) > max_length:
+        report.truncated += 1
+        head, tail = gap(len(prompt), len(ids), max_length)
+        prompt = prompt[:head] + prompt[tail:]
+        report.answers_cut += len(prompt) + len(ids) > max_length
+        ids = ids[: max_length - len(prompt)]
+    return Example(ids, [t > 0 for t in range(len(ids))], prompt)
+
+
+def _asked(row: Row) -> str:
+    """The question as one text, for an encoder: the prompt, or the one thing that a user says, an Alpaca row's input on a line below it."""
+    turns = [turn["role"] for turn in row.messages if turn is not row.messages[-1] or turn["role"] == "user"]
+    if row.format == "text" or (row.messages and turns != ["user"]):
+        found = "a plain text" if row.format == "text" else f"a conversation of {', '.join(turn['role'] for turn in row.messages)}"
+        raise InputError(f"{row.where}: {found}, and an encoder-decoder learns one answer to one question: give prompt and completion, or one turn of each")
+    return "\n".join(filter(None, [row.messages[0]["content"], row.input])) if row.messages else row.prompt
 
 
 def _default(template: str | None, tokenizer: Tokenizer) -> str | None:

@@ -27,7 +27,7 @@ def show(
     """Print the first `rows` examples (at most `tokens` tokens of each), the lengths, and the report."""
     console = console or Console()
     for example, where in list(zip(examples, report.where))[:rows]:
-        console.print(Text(f"{where}: {len(example.ids)} tokens, {sum(example.loss_mask)} of them count in the loss", style="bold"))
+        console.print(Text(f"{where}: {example.size} tokens, {sum(example.loss_mask)} of them count in the loss", style="bold"))
         console.print(marked(example, tokenizer, colour=console.color_system is not None, tokens=tokens), soft_wrap=True)
         console.print()
     console.print(summary(report))
@@ -53,10 +53,10 @@ def show_trees(
 
 def marked(example: Example, tokenizer: Tokenizer, *, colour: bool, tokens: int = 400) -> Text:
     """One example as text; of a long one the first and the last tokens/2 tokens."""
-    text, T = Text(), len(example.ids)
+    text, T = Text(), example.size
     gap = range(tokens // 2, T - tokens // 2) if T > tokens else range(0)
     counted = False
-    for t, (i, counts) in enumerate(zip(example.ids, example.loss_mask)):
+    for t, (i, counts) in enumerate(zip([*example.prompt, *example.ids], [*([False] * len(example.prompt)), *example.loss_mask])):
         if t in gap:
             if t == gap.start:
                 text.append(f"{']]' if counted and not colour else ''} ... {len(gap)} tokens ... ", style="italic")
@@ -102,7 +102,7 @@ def _some(places: Sequence[str], most: int = 5) -> str:
 
 def lengths(examples: Sequence[Example], bins: int = 8, width: int = 40) -> Text:
     """A histogram of the examples' lengths in tokens, with the numbers people ask for."""
-    sizes = sorted(len(example.ids) for example in examples)
+    sizes = sorted(example.size for example in examples)
     p95 = sizes[-(-95 * len(sizes) // 100) - 1]                              # nearest rank: the smallest with 95 % at or below it
     text = Text(f"lengths: min {sizes[0]}, median {median(sizes):g}, 95 % at most {p95}, max {sizes[-1]}\n")
     step = -(-(sizes[-1] - sizes[0] + 1) // bins)

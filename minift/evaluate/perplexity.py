@@ -58,7 +58,8 @@ def perplexity(
             batch = pad([examples[i] for i in indices]).to(device)
             if not batch.targets:
                 continue
-            loss_sum, count = next_token(model(batch.token_ids), batch.token_ids, batch.loss_mask)
+            logits = model(batch.token_ids) if batch.prompts is None else model(batch.prompts, batch.token_ids, batch.there)
+            loss_sum, count = next_token(logits, batch.token_ids, batch.loss_mask)
             nats, tokens = nats + loss_sum.item(), tokens + int(count)                # float64 from here on
     finally:
         model.train(was_training)
@@ -72,7 +73,7 @@ def scored_bytes(tokenizer: Tokenizer, examples: Sequence[Example]) -> int:
     before it, so that a blank at its start is counted; special tokens have no text."""
     total = 0
     size = lambda ids: len(tokenizer.decode(ids).encode())
-    for ids, mask in examples:
+    for ids, mask, _ in examples:
         edges = [i for i in range(1, len(ids)) if mask[i] != mask[i - 1]] + [len(ids)]       # mask[0] is false: runs start at 0, 2, ...
         for start, end in zip(edges[::2], edges[1::2]):
             total += size(ids[:end]) - size(ids[:start])

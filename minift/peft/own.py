@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from minift.errors import InputError
+from minift.models.encoder_decoder import EncoderDecoder
 from minift.peft.targets import HEADS, is_conv1d
 from minift.peft.wrapper import base_at, base_modules
 from minift.quant import QuantizedLinear
@@ -66,6 +67,8 @@ class LastLayers:
         stacks = {path: module for path, module in modules.items() if isinstance(module, nn.ModuleList)}
         if not stacks:
             raise InputError("this model has no list of blocks (nn.ModuleList): 'the last ones' has no meaning here")
+        if isinstance(model, EncoderDecoder):                  # the layers before the head are the decoder's
+            stacks = {path: blocks for path, blocks in stacks.items() if path.startswith("decoder.")}
         path, blocks = max(stacks.items(), key=lambda item: len(item[1]))
         if not 1 <= self.n <= len(blocks):
             raise InputError(f"the last {self.n} blocks of a model with {len(blocks)}: choose 1 to {len(blocks)}")

@@ -58,7 +58,7 @@ class Task:
         fields = json.loads(file.read_text(encoding="utf-8"))
         for name in ("train", "valid", "judged"):
             fields[name] = tuple(Row(**{**row, "messages": tuple(row["messages"]), "unused": tuple(row["unused"])}) for row in fields[name])
-        windows = tuple(Example(*window) for window in fields["windows"])
+        windows = tuple(Example(ids, mask) for ids, mask, _ in fields["windows"])
         return cls(**{**fields, "rates": tuple(fields["rates"]), "windows": windows, "before": Quality(**fields["before"])})
 
 

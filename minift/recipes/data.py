@@ -17,7 +17,7 @@ from minift.data.preferences import Job, job_of, read_labelled, read_pairs
 from minift.data.show import show, show_trees
 from minift.data.sources import read
 from minift.errors import InputError
-from minift.recipes.loading import use_template
+from minift.recipes.loading import read_by, use_template
 from minift.tokenizer import Tokenizer
 
 
@@ -48,8 +48,8 @@ def run(config: Config) -> None:
         preferences(config, tokenizer, job)
         return
     rows = read(config.files, columns=config.columns)
-    use_template(tokenizer, rows, config.template)
-    examples, report = build(rows, tokenizer, learn=config.learn, max_length=config.max_length)
+    start = read_by(folders.described(config.model), tokenizer, rows, config.template)
+    examples, report = build(rows, tokenizer, learn=config.learn, max_length=config.max_length, start=start)
     show(examples, report, tokenizer, rows=config.rows)
 
 

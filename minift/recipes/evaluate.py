@@ -19,7 +19,7 @@ from minift.evaluate.generation import VARIANT, score
 from minift.evaluate.perplexity import perplexity, scored_bytes, text_bits_per_byte
 from minift.files import write_text
 from minift.generate import generate
-from minift.recipes.loading import ModelChoice, use_template
+from minift.recipes.loading import ModelChoice, read_by
 from minift.recipes.report import terminal_table
 
 
@@ -53,20 +53,20 @@ def run(config: Config) -> dict[str, float]:
     rows = _rows(config.data)[: config.limit]
     if not rows:
         raise InputError(f"--limit {config.limit} leaves no row to measure")
-    model, tokenizer = config.load()
-    use_template(tokenizer, rows, config.template)
-    if all(row.format == "text" for row in rows):
+    model, tokenizer = config.load(pairs=True)
+    start = read_by(model.config, tokenizer, rows, config.template)
+    if start is None and all(row.format == "text" for row in rows):
         found = text_bits_per_byte(model, tokenizer, [row.completion for row in rows], config.context, config.stride)
         title = f"{len(rows)} texts, windows of {config.context} tokens, stride {config.stride}"
     else:
-        examples, report = build(rows, tokenizer, learn=config.learn, max_length=config.max_length)
+        examples, report = build(rows, tokenizer, learn=config.learn, max_length=config.max_length, start=start)
         found = perplexity(model, examples, text_bytes=scored_bytes(tokenizer, examples))
         title = f"{report.kept} questions" + (f", {report.truncated} of them cut to {config.max_length} tokens" if report.truncated else "")
     values = {"nats per token": found.nats_per_token, "perplexity": found.perplexity, "tokens": found.tokens}
     if found.bits_per_byte is not None:
         values |= {"bits per byte": found.bits_per_byte, "bytes": found.bytes}
     if config.generate:
-        values |= _answers(model, tokenizer, [row for row in rows if row.answer][: config.generate], config)
+        values |= _answers(model, tokenizer, [row for row in rows if row.answer][: config.generate], config, start)
     shown = [[name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}"] for name, value in values.items()]
     Console().print(terminal_table(title, ["measure", "value"], shown))
     if config.generate:
@@ -82,9 +82,9 @@ def _rows(data: tuple[str, ...]) -> list[Row]:
     return read(data)
 
 
-def _answers(model, tokenizer, rows: list[Row], config: Config) -> dict[str, float]:
+def _answers(model, tokenizer, rows: list[Row], config: Config, start: int | None) -> dict[str, float]:
     if not rows or rows[0].format == "text":
         raise InputError("--generate needs questions with answers; these rows are plain text")
-    prompts = [prompt_ids(row, tokenizer) for row in rows]
+    prompts = [prompt_ids(row, tokenizer, start=start) for row in rows]
     scores = score([text.strip() for text in generate(model, tokenizer, prompts, config.max_new_tokens)], [row.answer.strip() for row in rows])
     return {f"ROUGE-L ({len(rows)} answers)": scores.rouge_l, "exact match": scores.exact_match}

@@ -14,6 +14,7 @@ from minift.data.chat import end_of_turn, template_source
 from minift.data.sources import Row
 from minift.errors import InputError
 from minift.files import recover
+from minift.models.config import ModelConfig
 from minift.models.transformer import Transformer
 from minift.quant import QuantizedLinear
 from minift.recipes import base_record
@@ -111,3 +112,13 @@ def use_template(tokenizer: Tokenizer, rows: Sequence[Row], template: str | None
     elif template is not None:
         found = ", ".join(sorted({row.format for row in rows}))
         raise InputError(f"--template {template} would change nothing: these rows are {found}, and templates are for messages; leave it out")
+
+
+def read_by(config: ModelConfig | None, tokenizer: Tokenizer, rows: Sequence[Row], template: str | None) -> int | None:
+    """use_template for a decoder, and None. An encoder-decoder, which reads a question as it is, gets no template: its start token, for data/examples.py."""
+    start = None if config is None else config.start_token_id
+    if start is None:
+        use_template(tokenizer, rows, template)
+    elif template is not None:
+        raise InputError(f"--template {template} would change nothing: templates are for decoders, an encoder-decoder reads the question as it is; leave it out")
+    return start

@@ -8,6 +8,7 @@ model's own weights (full, last, head), whose result is a new checkpoint.
 With --quantize nf4 the frozen linears are in 4 bits (QLoRA, arXiv:2305.14314); whoever uses the adapter gives --quantize
 too: base.json in its folder says which base it is for (base_record.py).
 Rows come from files of any known format (minift/data/sources.py). Some are held out by a hash of their question, to measure the loss on.
+An encoder-decoder (T5) reads the question and learns the answer, two texts; its examples are never packed.
 Batches hold examples of similar length (--batching bucketed) or several examples to a row (packed); docs/batching.md has the
 measurement behind the default. Proved in tests/recipes/test_sft.py and test_qlora.py. Left out: preferences and rewards (other recipes)."""
 
@@ -36,7 +37,7 @@ from minift.models.transformer import Transformer
 from minift.peft.attach import state_of
 from minift.peft.training import after_step, penalty, settled
 from minift.peft.wrapper import plain_weight
-from minift.recipes.loading import use_template
+from minift.recipes.loading import read_by
 from minift.recipes.methods import METHODS
 from minift.recipes.report import describe, draw_loss, write_samples
 from minift.recipes.tuning import MethodConfig, RunConfig, as_base, choose_parameters, loaded_in, with_rate, write_result
@@ -84,9 +85,9 @@ def run(config: Config, quiet: bool = False) -> Result:
         train_rows, valid_rows = rows, read(config.eval_data, columns=config.columns)
     else:
         train_rows, valid_rows = split_rows(rows, fraction=config.held_out, seed=0)
-    model, tokenizer = folders.decoder(config.model, getattr(torch, config.dtype), config.device, loaded_in(config))
-    use_template(tokenizer, [*train_rows, *valid_rows], config.template)
-    making = dict(learn=config.learn, max_length=config.max_length)
+    model, tokenizer = folders.decoder(config.model, getattr(torch, config.dtype), config.device, loaded_in(config), pairs=True)
+    start = read_by(model.config, tokenizer, [*train_rows, *valid_rows], config.template)
+    making = dict(learn=config.learn, max_length=config.max_length, start=start)
     train_set, report = build(train_rows, tokenizer, **making)
     valid_set, valid_report = build(valid_rows, tokenizer, **making)
     choose_parameters(model, config, tokenizer)
@@ -100,7 +101,7 @@ def run(config: Config, quiet: bool = False) -> Result:
         scheme = state_of(model).sets["default"].scheme
         say(f"loftq rounded the base to {scheme}: what is measured before is that rounded base, without the adapter, not the full model")
 
-    askable = ((row, prompt_ids(row, tokenizer)) for row in valid_rows if row.format != "text")
+    askable = ((row, prompt_ids(row, tokenizer, start=start)) for row in valid_rows if row.format != "text")
     asked = list(islice(((row, ids) for row, ids in askable if len(ids) < position_limit(model)), config.samples))
     answer = lambda: generate(model, tokenizer, [ids for _, ids in asked], max_new_tokens=config.new_tokens) if asked else []
     with as_base(model, config):
@@ -141,13 +142,19 @@ def refuse_too_long(examples: Sequence[Example], model: Transformer) -> None:
 def loss(model: nn.Module, batch: Batch):
     head = plain_weight(model.head)
     if head is not None and not torch.compiler.is_compiling():
-        hidden = model.hidden(batch.token_ids, segments=batch.segments)
         with fast_products():
-            total, targets = next_token_from_hidden(hidden, head, batch.token_ids, batch.loss_mask)
+            total, targets = next_token_from_hidden(_stream(model, batch), head, batch.token_ids, batch.loss_mask)
     else:                                                                   # a head with an adapter, or in 4 bits, has to be called
-        total, targets = next_token(model(batch.token_ids, segments=batch.segments), batch.token_ids, batch.loss_mask)
+        total, targets = next_token(model.head(_stream(model, batch)), batch.token_ids, batch.loss_mask)
     asked = penalty(model)
     return (total if asked is None else total + asked * targets), targets
+
+
+def _stream(model: nn.Module, batch: Batch):
+    """What the head reads, (B, T, C)."""
+    if batch.prompts is None:
+        return model.hidden(batch.token_ids, segments=batch.segments)
+    return model.hidden(batch.token_ids, memory=model.memory(batch.prompts, batch.there))
 
 
 def batches(examples: Sequence[Example], config: MethodConfig) -> Callable[[int], Sequence[Batch]]:
@@ -162,7 +169,7 @@ def batches(examples: Sequence[Example], config: MethodConfig) -> Callable[[int]
         rows = pack([examples[i] for i in order], length)
         return micro_batches(rows, max(1, config.batch_tokens // length), config.seed + epoch)
 
-    return bucketed if config.batching == "bucketed" else packed
+    return bucketed if config.batching == "bucketed" or examples[0].prompt else packed
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ def by_hand(model, examples):
     """The definition, one text and one token at a time: (sum of nats, targets)."""
     nats, tokens = 0.0, 0
     with torch.no_grad():
-        for ids, mask in examples:
+        for ids, mask, _ in examples:
             log_p = model(torch.tensor([ids])).log_softmax(-1)[0]             # (T, V)
             for t in range(1, len(ids)):
                 if mask[t]:

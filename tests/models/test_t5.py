@@ -472,7 +472,7 @@ def test_linears_in_8_bits_write_on(folder):
 
 
 def test_what_wants_a_decoder_refuses_a_pair_and_says_what_it_can_do(folder, tmp_path):
-    with pytest.raises(InputError, match=r"is an encoder-decoder \(t5\).*minift generate; its encoder: minift embed, encode, search"):
+    with pytest.raises(InputError, match=r"is an encoder-decoder \(t5\).*minift sft, evaluate, generate; its encoder: minift embed, encode, search"):
         folders.decoder(folder)
     with pytest.raises(InputError, match="an encoder-decoder, which writes and gives no scores"):
         folders.load(folder, scores=2)

@@ -32,7 +32,6 @@ MUTANTS = [
            '    open_run(config.out, "sft", config, config.overwrite, config.resume)\n    choose_parameters(model, config, tokenizer)\n    refuse_too_long', TEST_SFT),
     Mutant("an_adapter_without_its_template", TUNING, "if tokenizer.chat_template:", "if False:", TEST_SFT),
     Mutant("packed_rows_see_each_other", SFT, "model.hidden(batch.token_ids, segments=batch.segments)", "model.hidden(batch.token_ids)", TEST_SFT),
-    Mutant("packed_rows_see_each_other_under_an_adapted_head", SFT, "model(batch.token_ids, segments=batch.segments)", "model(batch.token_ids)", TEST_SFT),
     Mutant("the_adapters_template_is_not_read", "minift/recipes/loading.py", "if template.exists():", "if False:", TEST_USING),
     Mutant("answers_do_not_end_where_the_template_ends_them", "minift/recipes/loading.py", "tokenizer.end_ids.add(end_of_turn(tokenizer))", "pass", TEST_USING),
     Mutant("a_merge_without_the_merging", "minift/recipes/merge.py", "report = peft.merge(model, config.requantize)", "report = {}", TEST_USING),

@@ -5,7 +5,7 @@ from tests.mutants.mutant import Mutant
 RELATIVE, CROSS, PAIR = "minift/models/relative.py", "minift/models/cross.py", "minift/models/encoder_decoder.py"
 TRANSFORMER, ATTENTION, BLOCK, NAMES = "minift/models/transformer.py", "minift/models/attention.py", "minift/models/block.py", "minift/models/names.py"
 FAMILIES, FOLDER, GENERATE, TOKENIZER = "minift/models/t5_families.py", "minift/models/folder.py", "minift/generate.py", "minift/tokenizer/folder.py"
-TEST, PARITY = "tests/models/test_t5.py", "tests/parity/test_t5.py"
+TEST, PARITY, SFT = "tests/models/test_t5.py", "tests/parity/test_t5.py", "tests/recipes/test_sft_t5.py"
 
 MUTANTS = [
     Mutant("distances_the_wrong_way", RELATIVE, "distance = keys[:, None, :] - queries[:, :, None]", "distance = queries[:, :, None] - keys[:, None, :]", TEST),
@@ -40,5 +40,10 @@ MUTANTS = [
     Mutant("sentinels_counted_upwards", TOKENIZER, "for token in reversed(sentinels):", "for token in sentinels:", TEST),
     Mutant("no_word_start_behind_a_sentinel", TOKENIZER, 'config.get("add_prefix_space"), after_special=True)', 'config.get("add_prefix_space"), after_special=False)', TEST),
     Mutant("blanks_lost_in_the_middle_of_an_answer", "minift/tokenizer/vocabulary.py", "DUMMY_SPACE[False] + EVERY_SPACE)", "DUMMY_SPACE[False])", TEST),
-    Mutant("sft_takes_a_pair", "minift/folder.py", "config.decoder_layers and not pairs:", "config.decoder_layers and False:", TEST),
+    Mutant("the_start_token_learned", "minift/data/examples.py", "return Example(ids, [t > 0 for t in range(len(ids))], prompt)", "return Example([ids[0], *ids], [t > 0 for t in range(len(ids) + 1)], prompt)", SFT),
+    Mutant("pads_of_a_prompt_taken_for_tokens", "minift/data/batches.py", "return Batch(token_ids, loss_mask, None, prompts, there)", "return Batch(token_ids, loss_mask, None, prompts, there | True)", SFT),
+    Mutant("pairs_packed", "minift/recipes/sft.py", 'config.batching == "bucketed" or examples[0].prompt else', 'config.batching == "bucketed" else', SFT),
+    Mutant("only_answers_fill_a_batch", "minift/data/batches.py", "return len(self.ids) + len(self.prompt)", "return len(self.ids)", SFT),
+    Mutant("the_encoders_blocks_for_the_last", "minift/peft/own.py", 'if path.startswith("decoder.")}', 'if path.startswith("encoder.")}', SFT),
+    Mutant("chat_takes_a_pair", "minift/folder.py", "config.decoder_layers and not pairs:", "config.decoder_layers and False:", TEST),
 ]    # fmt: skip

@@ -13,12 +13,14 @@ from transformers.models.mt5 import modeling_mt5
 from transformers.models.t5 import modeling_t5
 
 from minift import tokenizer as tokenizers
+from minift.data.batches import Example, pad
 from minift.generate import generate_ids
 from minift.models.encoder import Encoder
 from minift.models.encoder_decoder import EncoderDecoder
 from minift.models.folder import read_model, write_model
 from minift.models.ragged import lay_out
 from minift.models.relative import bucket
+from minift.recipes import sft
 from minift.sampling import Sampling
 from tests.models.small_t5 import write_tokenizer
 from tests.small_tokenizers import STRANGE, TEXTS
@@ -91,6 +93,10 @@ def test_logits_loss_and_gradients_equal_transformers(case, tmp_path):
     close(ours.memory(prompts, there).stream[there], said.encoder_last_hidden_state[there])
     loss = torch.nn.functional.cross_entropy(logits[counted], labels[counted])
     close(loss, said.loss)
+    examples = [Example([0, *row[:m].tolist()], [t > 0 for t in range(m + 1)], text[:n].tolist()) for row, m, text, n in zip(labels, ANSWERS, prompts, LENGTHS)]
+    total, targets = sft.loss(ours, pad(examples))                               # what `minift sft` trains on
+    assert targets == sum(ANSWERS)
+    close(total / targets, said.loss)
 
     said.loss.backward()
     loss.backward()
