@@ -35,7 +35,7 @@ MUTANTS = [
     Mutant("another_positive_taken_as_negative", ROWS, "if j not in right[anchor] and score", "if score", TEST_RECIPE),
     Mutant("columns_in_the_order_of_their_lengths", RECIPE, "torch.cat(parts)[torch.cat(places).argsort().to(parts[0].device)]", "torch.cat(parts)", TEST_RECIPE),
     Mutant("an_adapter_without_its_pooling", RECIPE, "        write_pooling(pooling, model.config.hidden_size, written)\n", "        pass\n", TEST_RECIPE),
-    Mutant("the_temperature_not_taken_off", RECIPE, "        del model.temperature\n", "        pass\n", TEST_RECIPE),
+    Mutant("the_temperature_not_taken_off", RECIPE, "        model._modules.pop(name, None)\n", "        pass\n", TEST_RECIPE),
     Mutant("the_nearest_text_is_itself", REPORT, "next(int(j) for j in own if j != i)", "int(own[0])", TEST_RECIPE),
     Mutant("both_ways_forgotten_while_embedding", EMBED, 'both = {"bidirectional": True} if', "both = {} if", TEST),
     Mutant("both_ways_in_the_first_run_only", TRANSFORMER, "(all_seen,) * len(ragged.runs)", "(all_seen, *[None] * (len(ragged.runs) - 1))", TEST),
