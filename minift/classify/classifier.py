@@ -120,6 +120,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu", base: str | Non
         config = config_of({**config_json(folders.locate(folder)), "quantization_config": None}, folder)
         if not config.labels:
             raise InputError(f"{folder} holds no classifier: name a run of `minift classify`, or a ...ForSequenceClassification checkpoint")
+        if config.problem == "regression" and config.labels > 1:
+            raise InputError(f"{folder} tells {config.labels} numbers of a text, and a classifier here tells one, or labels: name another checkpoint")
         named = list(config.label_names) or [f"LABEL_{k}" for k in range(config.labels)]
         said = {"problem": config.problem or ("regression" if config.labels == 1 else "single"), "labels": named, "sides": 0, "max_length": 512}
     model, tokenizer = load_scorer(folder, dtype, device, None, base, labels=len(said["labels"]), encoders=True)

@@ -329,6 +329,9 @@ def test_a_checkpoint_without_names_numbers_its_labels(small_tokenizer, tmp_path
     three, one = load(tmp_path / "three"), load(tmp_path / "one")
     assert (three.problem, three.labels) == ("single", ["LABEL_0", "LABEL_1", "LABEL_2"]) and one.problem == "regression"
     assert set(one.predict(["a list"])[0]) == {"score"}
+    folders.save(encoder("bert", small_tokenizer, labels=3, problem="regression"), small_tokenizer, tmp_path / "numbers")
+    with pytest.raises(InputError, match="tells 3 numbers of a text, and a classifier here tells one"):
+        load(tmp_path / "numbers")
 
 
 # ---- what is no classifier

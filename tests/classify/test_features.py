@@ -91,6 +91,11 @@ def test_another_model_prompt_or_text_meets_another_file(what, encoder, small_to
     assert features(back, small_tokenizer, TEXTS, **keep).read                          # the first one's file is as it was
 
 
+def test_texts_of_a_pair_do_not_run_together(encoder, small_tokenizer, tmp_path):
+    one, other = (features(encoder, small_tokenizer, [pair], cache=tmp_path) for pair in (("list", "of"), ("listo", "f")))
+    assert one.file != other.file and not other.read
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "pickle"])
 def test_a_damaged_file_is_made_anew(damage, encoder, small_tokenizer, tmp_path):
     first = features(encoder, small_tokenizer, TEXTS, cache=tmp_path)
