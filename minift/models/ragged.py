@@ -42,12 +42,13 @@ class Ragged:
 
     def batches(self, x: Tensor) -> list[Tensor]:
         """x (N, ...) -> of each run (texts, length, ...)."""
-        parts = x.split([count * length for count, length in self.runs])
+        parts = [x] if len(self.runs) == 1 else x.split([count * length for count, length in self.runs])       # a split's gradient is a copy
         return [part.unflatten(0, run) for part, run in zip(parts, self.runs)]
 
     def row(self, batches: Iterable[Tensor]) -> Tensor:
         """The way back: (texts, length, ...) of each run -> (N, ...)."""
-        return torch.cat([batch.flatten(0, 1) for batch in batches])
+        parts = [batch.flatten(0, 1) for batch in batches]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def lay_out(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Ragged, Tensor]:
