@@ -167,6 +167,7 @@ def _said(folder: Path) -> dict:
         found = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{folder / FILE} is not valid JSON: {error}") from None
-    if not isinstance(found, dict) or not {"problem", "labels", "sides", "max_length"} <= found.keys():
-        raise InputError(f"{folder / FILE} does not say problem, labels, sides and max_length: it is damaged, or another program's")
+    wanted = ["problem", "labels", "sides", "max_length", *(["features", "precision"] if isinstance(found, dict) and "head" in found else [])]
+    if not isinstance(found, dict) or not set(wanted) <= found.keys():
+        raise InputError(f"{folder / FILE} does not say all of {', '.join(wanted)}: it is damaged, or another program's")
     return found

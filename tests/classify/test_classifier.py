@@ -353,7 +353,8 @@ def test_folders_that_are_no_classifiers_are_refused(base, small_tokenizer, tmp_
 
 
 @pytest.mark.parametrize("said, text", [
-    ("{", "is not valid JSON"), ("[]", "does not say problem, labels, sides and max_length"), ('{"problem": "single", "labels": ["a", "b"]}', "does not say problem"),
+    ("{", "is not valid JSON"), ("[]", "does not say all of problem, labels, sides, max_length"), ('{"problem": "single", "labels": ["a", "b"]}', "does not say all"),
+    ('{"problem": "single", "labels": ["a", "b"], "sides": 1, "max_length": 9, "head": {}}', "max_length, features, precision"),
 ])    # fmt: skip
 def test_a_damaged_file_of_names_is_refused(said, text, base, tmp_path):
     folder = written(on_features(base), base, tmp_path / "head")
