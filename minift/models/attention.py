@@ -25,6 +25,11 @@ from minift.models.ragged import Ragged
 from minift.models.rope import alibi_slopes, rotate
 
 
+SHORT = 192
+"""Up to so many keys attention itself is float32 on a CPU where autocast makes the rest bfloat16: torch's fused backward pass for bfloat16 takes up to 10
+times as long there. Without gradients too, though nothing is gained then, so that a text scored twice has one score. With more keys bfloat16 is faster."""
+
+
 class Context(NamedTuple):
     """What a block is told beside its input x (B, T, C)."""
 
@@ -151,8 +156,12 @@ class Attention(nn.Module):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """q (B, H, T, D), k and v (B, kv heads, S, D) -> (B, H, T, D)."""
         causal = bias is None and self.config.causal
-        grouped, scale = q.shape[1] != k.shape[1], self.config.attention_scale
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=grouped, scale=scale)
+        options = dict(is_causal=causal, enable_gqa=q.shape[1] != k.shape[1], scale=self.config.attention_scale)
+        if q.dtype != torch.bfloat16 or q.device.type != "cpu" or k.shape[2] > SHORT or not torch.is_autocast_enabled("cpu"):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, **options)
+        with torch.autocast("cpu", enabled=False):
+            wide = bias if bias is None or bias.dtype == torch.bool else bias.float()
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=wide, **options).to(q.dtype)
 
     def text_by_text(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """q (1, H, N, D), k and v (1, kv heads, N, D) of texts laid end to end -> (1, N, H D): texts of one length at a time."""

@@ -111,6 +111,8 @@ class Transformer(nn.Module):
             return self.norm(self._blocks(x, places, positions, segments, branches, V, prefix, cache, capture, ragged, token_types, bidirectional, memory))
         if ragged is not None:
             raise InputError("virtual tokens would have to stand before each text of the row: pad or pack the texts (segments) instead")
+        if segments is not None and not self.config.causal:                             # they read the text too, and cannot read several
+            raise InputError("virtual tokens of an encoder belong to one text each: run texts of one length together, without segments")
         self._refuse_shared_stretch(places, segments)
         before = torch.arange(V, device=x.device).expand(B, V)
         x = torch.cat([virtual.embeds.to(x.dtype).expand(B, V, -1), x], dim=1)          # (B, V + T, C)

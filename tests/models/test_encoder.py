@@ -238,3 +238,18 @@ def test_prefixes_stand_before_every_text_of_the_row():
                 parameter.normal_(generator=torch.Generator().manual_seed(3))
         for text, number in zip(one.hidden(row, ragged=ragged)[0].split(ragged.lengths().tolist()), order.tolist()):
             close(text, one.hidden(torch.tensor([TEXTS[number]]))[0], 1e-5)
+
+
+def test_a_padded_text_behind_a_prefix_reads_as_it_does_alone_and_learned_tokens_that_read_too_want_one_text():
+    ids, lengths = tokens(2, 7), (4, 7)
+    segments = (torch.arange(7) >= torch.tensor(lengths)[:, None]).long()
+    one = encoder("bert").double()
+    peft.attach(one, peft.Prefix(length=3))
+    for parameter in one.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter) if parameter.requires_grad else 0
+    padded = one.hidden(ids, segments=segments)
+    for row, length in enumerate(lengths):
+        close(padded[row, :length], one.hidden(ids[row : row + 1, :length])[0], 1e-10)
+    peft.attach(other := encoder("bert"), peft.Prompt(length=2))
+    with pytest.raises(InputError, match="run texts of one length together, without segments"):
+        other.hidden(ids, segments=segments)

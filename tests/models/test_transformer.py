@@ -353,3 +353,18 @@ def test_a_full_cache_and_a_cache_with_segments_are_refused():
         decoder(tokens(1, 5), cache=cache)
     with pytest.raises(InputError, match="segments or a cache, not both"):
         decoder(tokens(1, 3), cache=cache, segments=torch.zeros(1, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("keys, wide", [(attention.SHORT, True), (attention.SHORT + 1, False)])
+def test_attention_over_few_keys_is_float32_inside_of_autocast_with_gradients_and_without(keys, wide):
+    part = model("llama").blocks[0].attention
+    q, k, v = (torch.randn(1, heads, keys, 8, generator=torch.Generator().manual_seed(heads)).bfloat16().requires_grad_() for heads in (4, 2, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        said = part.mix(q, k, v, None)
+        with torch.no_grad():
+            assert torch.equal(part.mix(q, k, v, None), said)
+    assert said.dtype == torch.bfloat16
+    plain = lambda *parts: torch.nn.functional.scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=True)
+    exact = plain(q.float(), k.float(), v.float())
+    assert torch.equal(said, exact.bfloat16()) == wide and torch.equal(said, plain(q, k, v)) != wide
+    assert torch.equal(part.mix(q, k, v, None), plain(q, k, v))        # a model that is bfloat16 itself

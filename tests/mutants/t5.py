@@ -15,7 +15,7 @@ MUTANTS = [
     Mutant("the_last_bucket_out_of_the_table", RELATIVE, ".clamp(max=buckets - 1)", ".clamp(max=buckets)", TEST),
     Mutant("the_bias_in_place_of_the_mask", RELATIVE, "return bias if seen is None else bias.masked_fill", "return bias if True else bias.masked_fill", TEST),
     Mutant("a_decoder_without_its_mask", ATTENTION, 'config.position not in ("alibi", "relative") and (window', 'config.position != "alibi" and (window', TEST),
-    Mutant("scores_divided_all_the_same", ATTENTION, "enable_gqa=grouped, scale=scale)", "enable_gqa=grouped)", PARITY),
+    Mutant("scores_divided_all_the_same", ATTENTION, ", scale=self.config.attention_scale)", ")", PARITY),
     Mutant("crossed_scores_divided", CROSS, "attn_mask=memory.seen, scale=self.scale)", "attn_mask=memory.seen)", PARITY),
     Mutant("the_answer_reads_pads", CROSS, "attn_mask=memory.seen, scale", "attn_mask=None, scale", TEST),
     Mutant("the_prompt_read_anew_at_every_step", CROSS, "            memory.kept[self.layer] = made\n", "            pass\n", TEST),
