@@ -39,7 +39,7 @@ SETTINGS = {
     "minilm-lora": dict(**COMMON, lr=5e-4, rank=16, alpha=32.0),
     "minilm-full": dict(**COMMON, method="full", lr=5e-5),
     "matryoshka": dict(**COMMON, pooling="mean", method="full", lr=3e-4, dims=DIMS),
-    "sick": dict(loss="cosent", rows=32, epochs=3.0, method="full", lr=3e-5, score_range=(1.0, 5.0),
+    "sick": dict(loss="cosent", rows=32, epochs=2.0, method="full", lr=3e-5, score_range=(1.0, 5.0),
                  columns={"sentence1": "sentence_A", "sentence2": "sentence_B", "score": "relatedness_score"}),
 }    # fmt: skip
 
