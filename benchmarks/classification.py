@@ -55,8 +55,10 @@ def learn(name: str, work: Path, data: Path) -> dict:
     files = {key: (tsv(data / options.pop(key), work),) for key in ("file", "eval_file") if key in options}
     if "eval_file" in files:
         options["eval_data"] = files["eval_file"]
+    if options.get("method", "features") in ("features", "setfit"):
+        options["cache"] = str(work / "cache")
     began = time.perf_counter()
-    result = recipe.run(recipe.Config(model=minilm(), data=files["file"], out=work / name, overwrite=True, cache=str(work / "cache"), **options), quiet=True)
+    result = recipe.run(recipe.Config(model=minilm(), data=files["file"], out=work / name, overwrite=True, **options), quiet=True)
     row = {"name": name, "minutes": (time.perf_counter() - began) / 60, "scores": {key: result.scores[key] for key in SCORES if key in result.scores}}
     if "shots" in options:
         row["shots"] = {shots: [_accuracy(work / name / f"shots-{shots}" / f"draw-{i}") for i in range(options["draws"])] for shots in options["shots"]}
