@@ -7,6 +7,7 @@ Proved in tests/test_cli.py."""
 
 import dataclasses
 import importlib
+import os
 import sys
 
 import minift
@@ -65,6 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"minift {verb}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:                                             # `minift ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (FloatingPointError, OSError, RunError) as error:
         print(f"minift {verb}: {error}", file=sys.stderr)
         return 1

@@ -24,6 +24,8 @@ from minift.models.scorer import Scorer
 from minift.models.sentence_folder import read_pooling, write_pooling
 from minift.models.transformer import Transformer
 from minift.quant.folder import read_model, write_model
+from minift.quant.linear import QuantizedLinear
+from minift.quant.model import plain
 from minift.quant.tensor import Scheme
 from minift.tokenizer import Tokenizer
 
@@ -76,8 +78,8 @@ def load(
         if model.config.labels != scores:
             raise InputError(f"{folder} gives {model.config.labels} scores, and {scores} are wanted here: name another folder")
         model.score.float()                                                 # a head is small, and two close scores are no one number
-        if getattr(model, "pooler", None) is not None:
-            model.pooler.float()
+        if getattr(model, "pooler", None) is not None:                      # it is trained with the head, so it cannot stay in 4 bits
+            model.pooler = (plain(model.pooler) if isinstance(model.pooler, QuantizedLinear) else model.pooler).float()
     return model, tokenizer
 
 

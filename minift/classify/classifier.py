@@ -109,6 +109,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu", base: str | Non
 
     base: where the model lies now, if it is not where it was. Raises InputError for a folder without labels, or features of another model."""
     folder = recover(folder)
+    if draws := sorted(folder.glob("shots-*/draw-0")):
+        raise InputError(f"{folder} is a few-shot run: name one of its classifiers, {draws[-1]} for one")
     if not (folder / FILE).exists() and not (folder / "model.safetensors").exists():
         folder = next((folder / name for name in ("classifier", "model", "adapter") if (folder / name / FILE).exists()), folder)
     said = _said(folder)
@@ -124,6 +126,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu", base: str | Non
             raise InputError(f"{folder} tells {config.labels} numbers of a text, and a classifier here tells one, or labels: name another checkpoint")
         named = list(config.label_names) or [f"LABEL_{k}" for k in range(config.labels)]
         said = {"problem": config.problem or ("regression" if config.labels == 1 else "single"), "labels": named, "sides": 0, "max_length": 512}
+    if (folder / "adapter_config.json").exists():
+        base = _there(base or json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path") or "", folder)
     model, tokenizer = load_scorer(folder, dtype, device, None, base, labels=len(said["labels"]), encoders=True)
     if not model.config.label_names and "precision" in said:                        # an adapter's base has no names of its own
         model.config = replace(model.config, label_names=tuple(said["labels"]))
@@ -147,7 +151,7 @@ def _on_features(folder: Path, said: dict, device: torch.device | str, base: str
     by = said["features"]
     near = lambda name: None if name is None else str(folder / name) if (folder / name).is_dir() else name              # a SetFit run's own model
     pooling = Pooling(**by["pooling"]) if by["pooling"] else None
-    model, tokenizer = embedder(base or near(by["model"]), near(by["adapter"]), pooling, by["dtype"], by["quantize"], device)
+    model, tokenizer = embedder(_there(base or near(by["model"]), folder), near(by["adapter"]), pooling, by["dtype"], by["quantize"], device)
     if fingerprint(model) != by["fingerprint"]:
         raise InputError(f"{folder}: its head reads features of another model than {base or by['model']} is now: name the one it was trained on (--base)")
     try:
@@ -157,6 +161,13 @@ def _on_features(folder: Path, said: dict, device: torch.device | str, base: str
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"{folder / HEAD} is missing, damaged, or another head's ({' '.join(str(error).split())}): train the head again") from None
     return Classifier(said["problem"], said["labels"], said["sides"], model, tokenizer, said["max_length"], head.eval(), by["prompt"], said["precision"])
+
+
+def _there(model: str, folder: Path) -> str:
+    """The model that a classifier needs beside its own files."""
+    if not Path(model).is_dir() and model not in folders.bundled():
+        raise InputError(f"{folder} was trained on the model {model!r}, which is not there: say where it is now (--base)")
+    return model
 
 
 def _said(folder: Path) -> dict:

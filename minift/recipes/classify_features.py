@@ -17,12 +17,12 @@ import torch
 
 from minift.classify.classifier import Classifier, embedder, save_head
 from minift.classify.features import default_cache, features
-from minift.classify.heads import make
+from minift.classify.heads import chosen_l2, make
 from minift.data.classified import Classified, targets
 from minift.embed import fingerprint, pooling_of
 from minift.errors import InputError
 from minift.files import write_text
-from minift.recipes.classify_task import Config, Data, Result, objective
+from minift.recipes.classify_task import Config, Data, Result, lasting, objective
 from minift.recipes.classify_report import measured, summary, write_report
 from minift.models.transformer import Transformer
 from minift.recipes.embed import Config as EmbedConfig
@@ -30,7 +30,7 @@ from minift.recipes.embed import run as tune_embeddings
 from minift.tokenizer import Tokenizer
 from minift.train.run import open_run
 
-L2 = {"linear": 1e-3, "mlp": 1e-2}
+L2 = {"knn": 0.0, "mlp": 1e-2}
 HELD_OUT_PAIRS = 500
 SETFIT_RATE = 2e-5
 """Of every weight of a sentence encoder, where --lr does not say otherwise."""
@@ -66,9 +66,11 @@ def run(config: Config, data: Data, quiet: bool = False) -> Result:
     loss = objective(config, data.problem, answers, len(data.labels))
     shape = dict(kind=config.head, width=train.vectors.shape[1], outputs=len(data.labels), problem=data.problem, hidden=config.hidden, k=config.neighbours)
     head, started = make(**shape), time.perf_counter()
-    l2 = L2.get(config.head, 0.0) if config.l2 is None else config.l2
+    l2 = config.l2
+    if l2 is None:
+        l2 = chosen_l2(train.vectors, answers, loss, shape) if config.head == "linear" else L2[config.head]
     if config.head == "linear":
-        said = f"{head.fit(train.vectors, answers, loss, l2)} steps of L-BFGS"
+        said = f"{head.fit(train.vectors, answers, loss, l2)} steps of L-BFGS, l2 {l2:g}"
     elif config.head == "mlp":
         said = f"{head.fit(train.vectors, answers, loss, l2, config.seed, held_out=(valid.vectors, held_out))} epochs"
     else:
@@ -81,7 +83,7 @@ def run(config: Config, data: Data, quiet: bool = False) -> Result:
 
     labels = data.labels
     classifier = Classifier(data.problem, labels, data.found.sides, model, tokenizer, config.max_length, head, config.prompt, config.precision)
-    own = {"model": str(Path("..") / place) if place else _lasting(config.model), "adapter": _lasting(config.adapter) if config.adapter else None}
+    own = {"model": str(Path("..") / place) if place else lasting(config.model), "adapter": lasting(config.adapter) if config.adapter else None}
     save_head(classifier, folder / "classifier", shape, **own, loaded={"dtype": config.dtype, "quantize": config.quantize})
     write_report(folder, data, scores, held_out, found, config.mistakes)
     say(f"{summary(data.problem, found)}; written: {folder / 'classifier'}")
@@ -133,8 +135,3 @@ def _embedder(config: Config, place: Path | None) -> tuple[Transformer, Tokenize
     own = pooling_of(model)
     model.pooling = replace(own, mode=config.pooling or own.mode, max_length=min(config.max_length, own.max_length or config.max_length))
     return model, tokenizer
-
-
-def _lasting(name: str | Path) -> str:
-    """A path that holds wherever the classifier is used from; a bundled name stays one."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else str(name)

@@ -2,9 +2,10 @@
 
     for K in --shots, for each draw:  K rows of each label -> a classifier, in a folder of its own -> the same held-out rows
 
-report.md has mean and standard deviation of each K over the draws, shots.png the curve. Proved in tests/recipes/test_classify.py."""
+Of each K the first draw's classifier is kept, of the others the report. report.md has mean and standard deviation of each K over the draws, shots.png the curve. Proved in tests/recipes/test_classify.py."""
 
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,8 @@ def run(config: Config, data: Data, quiet: bool = False) -> Result:
             some = replace(data, train=drawn(data.train, data.labels, shots, seed))
             result = (classify_features if config.features else classify_tuned).run(own, some, quiet=True)
             every.setdefault(shots, []).append(result.scores)
+            for name in ("checkpoints", "embedder/checkpoints", *(("classifier", "model", "adapter", "embedder") if number else ())):
+                shutil.rmtree(own.out / name, ignore_errors=True)               # each may be as large as the model
             if result.interrupted:
                 return Result(result.scores, folder, interrupted=True)
         say(f"{shots} rows of each label: accuracy {spread([scores['accuracy'] for scores in every[shots]])} ({config.draws} draws)")

@@ -22,12 +22,14 @@ class Config(RunConfig):
 
     data: tuple[str, ...]
     """Files or globs (JSONL, JSON, CSV, TSV): text, or sentence1 and sentence2; and label, labels (several) or score (a number)."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Which of ours is which of the file's fields: --columns label category text question."""
     method: Literal["features", "setfit", *METHODS] = "features"
     """features: a head on frozen features; setfit: the same after contrastive tuning; or how the model is fine-tuned (`minift methods`)."""
     head: Kind = "linear"
     """On features: linear (logistic or ridge regression), mlp, or knn (nearest neighbours)."""
     l2: float | None = None
-    """On features: weight of |W|^2 / 2 beside the mean loss; none: 1e-3 (linear), or 1e-2 as weight decay (mlp)."""
+    """On features: weight of |W|^2 / 2 beside the mean loss; none: what does best on a fifth of the training rows (linear), 1e-2 as weight decay (mlp)."""
     hidden: int = 256
     """Inner numbers of --head mlp."""
     neighbours: int = 5
@@ -47,7 +49,7 @@ class Config(RunConfig):
     rows: int = 32
     """Rows of a batch, where the model is fine-tuned."""
     shots: tuple[int, ...] = ()
-    """Few-shot: learn from so many rows of each label only; several numbers make a curve: --shots 1 2 4 8 16."""
+    """Few-shot: learn from so many rows of each label only; several numbers make a curve: --shots 1 2 4 8 16. The first draw's classifier is kept."""
     draws: int = 5
     """Of each number of shots: how many times rows are drawn, with seeds --seed, --seed + 1, ..."""
     pairs: int = 20
@@ -144,3 +146,8 @@ def objective(config: Config, problem: str, answers: Tensor, labels: int) -> Cal
     if problem == "multi":
         return lambda scores, held: multi_label(scores, held, weights=None if weights is None else weights.to(scores.device))
     return lambda scores, own: single_label(scores, own, weights=None if weights is None else weights.to(scores.device), smoothing=config.label_smoothing)
+
+
+def lasting(name: str | Path) -> str:
+    """A path that holds wherever the classifier is used from; a bundled name stays one."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else str(name)

@@ -22,7 +22,7 @@ from minift.models.transformer import Transformer
 from minift.peft.head import SAVED
 from minift.peft.training import after_step, penalty, settled
 from minift.recipes.classify_report import MAIN, measured, summary, write_report
-from minift.recipes.classify_task import Config, Data, Result, objective
+from minift.recipes.classify_task import Config, Data, Result, lasting, objective
 from minift.recipes.methods import METHODS
 from minift.recipes.report import draw_loss
 from minift.recipes.tuning import choose_parameters, loaded_in, with_rate, write_result
@@ -89,7 +89,9 @@ def run(config: Config, data: Data, quiet: bool = False) -> Result:
     outcome = fit(model, epoch, step_loss, config, folder, told, config.resume, quiet, partial(after_step, model), partial(settled, model), unit="rows")
     found, scores = evaluate()
 
-    written = write_result(model, tokenizer, config, folder, base=config.model)
+    if METHODS[config.method].whole:
+        tokenizer.config["model_max_length"] = config.max_length                # where other libraries are to cut
+    written = write_result(model, tokenizer, config, folder, base=lasting(config.model))
     write_names(written, Classifier(data.problem, labels, data.found.sides, model, tokenizer, config.max_length, precision=config.precision))
     draw_loss(folder, f"Held-out loss {before['loss']:.3f} → {found['loss']:.3f}", before["loss"], ylabel="loss, mean over rows")
     write_report(folder, data, scores, held_out, found, config.mistakes)

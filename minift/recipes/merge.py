@@ -37,8 +37,7 @@ class Config(ModelChoice):
     out: Path
     """The folder to write."""
     requantize: bool = False
-    """An adapter of `minift classify` comes with its head, and the result is a ...ForSequenceClassification with the names of its labels.
-On a base in 4 or 8 bits: round the merged weights to the same scheme again, and report what is left of the change."""
+    """On a base in 4 or 8 bits: round the merged weights to the same scheme again, and report what is left of the change."""
     overwrite: bool = False
     """Replace the folder."""
 

@@ -18,6 +18,7 @@ from minift.data.classified import Classified, read_classified, targets, unseen
 from minift.errors import InputError
 from minift.files import write_text
 from minift.recipes.classify_report import measured, summary
+from minift.train.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,10 @@ class Config:
     """One label of many: how many of the likeliest to tell, with their probabilities."""
     base: str | None = None
     """Where the model that the classifier was trained on lies now, if it was moved."""
+    precision: Precision | None = None
+    """The arithmetic of the model; none: that of its training, where auto is bf16 on machines that are faster with it."""
+    overwrite: bool = False
+    """Replace the file --out."""
     device: str = "cpu"
     """Where it runs: cpu, or a GPU such as cuda."""
 
@@ -44,11 +49,17 @@ def run(config: Config, quiet: bool = False) -> dict[str, float]:
     """The scores, if the rows have answers; else nothing."""
     if config.top < 1:
         raise InputError(f"--top is {config.top}: wanted 1 or more")
+    if config.out is not None and config.out.exists() and not config.overwrite:
+        raise InputError(f"{config.out} is there already: name another file, or pass --overwrite")
+    if config.out is not None:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
     rows, problem = _rows(config)
     classifier = load(config.run, config.device, config.base)
-    if any(len(row.texts) != (classifier.sides or len(row.texts)) for row in rows):
+    classifier.precision = config.precision or classifier.precision
+    odd = next((row for row in rows if len(row.texts) not in ((1, 2) if not classifier.sides else (classifier.sides,))), None)
+    if odd is not None:
         wanted = "one text in each row" if classifier.sides == 1 else "sentence1 and sentence2, or on the standard input a tab between the two"
-        raise InputError(f"{config.run} reads {classifier.sides} texts of a row, and {rows[0].where} has {len(rows[0].texts)}: give {wanted}")
+        raise InputError(f"{config.run} reads {classifier.sides} texts of a row, and {odd.where} has {len(odd.texts)}: give {wanted}")
     scores = classifier.scores([row.texts for row in rows])
     lines = [json.dumps(_line(row, classifier.said(own), config.top), ensure_ascii=False) for row, own in zip(rows, scores)]
     if config.out is None:
@@ -68,8 +79,11 @@ def _rows(config: Config) -> tuple[list[Classified], str | None]:
         if found.empty:
             raise InputError(f"{found.empty[0]}: the text is empty: take the row out, so that every line of the answer has its row")
         return rows, found.problem
-    rows = [Classified(f"line {number}", tuple(line.rstrip("\n").split("\t")), None) for number, line in enumerate(sys.stdin, 1) if line.strip()]
-    if not rows:
+    lines = sys.stdin.read().rstrip().split("\n")
+    rows = [Classified(f"line {number}", tuple(line.split("\t")), None) for number, line in enumerate(lines, 1)]
+    if any(lines) and (blank := next((row for row in rows if not row.key.strip()), None)) is not None:
+        raise InputError(f"{blank.where} is empty: take it out, so that every line of the answer has its line")
+    if not any(lines):
         raise InputError("no text: name a file with --data, or pipe one text per line into the standard input")
     return rows, None
 

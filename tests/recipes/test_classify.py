@@ -9,6 +9,7 @@ import torch
 
 from minift.classify import load
 from minift.data.classified import Classified
+from minift.errors import InputError
 from minift.folder import save
 from minift.models.encoder import Encoder
 from minift.models.pooling import Pooling
@@ -146,6 +147,29 @@ def test_a_classifier_goes_on_with_its_own_labels_and_no_others(classify, files,
     assert status == 2 and "a classifier for other labels (blue, green, red)" in complaint
 
 
+def test_a_rounded_encoder_trains_with_a_pooler_of_full_weights(classify, tmp_path):
+    status, _, complaint = classify("--method", "lora", "--quantize", "nf4", "--max-steps", 2)
+    assert status == 0, complaint
+    assert load(tmp_path / "run").predict(["red list"])[0]["label"] in COLOURS
+
+
+def test_an_adapter_is_asked_from_anywhere(classify, encoder_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(encoder_folder.parent)
+    assert classify("--method", "lora", "--max-steps", 1, model=encoder_folder.name)[0] == 0
+    monkeypatch.chdir("/")
+    assert load(tmp_path / "run").predict(["red list"])[0]["label"] in COLOURS
+
+
+def test_the_price_of_large_weights_is_chosen_so_that_a_head_does_not_lose_to_the_mean(classify, files, tmp_path):
+    dice = numpy.random.default_rng(0)
+    noise = [{"text": " ".join(dice.choice(["list", "class", "string", "object", "name", "of", "the", "value"], 6)), "score": float(dice.normal())} for _ in range(150)]
+    (files / "noise.jsonl").write_text("".join(json.dumps(row) + "\n" for row in noise))
+    assert classify(file="noise", out="chosen")[0] == 0 and classify("--l2", 1e-4, file="noise", out="loose")[0] == 0
+    mae = {out: held_out(tmp_path / out)["mae"] for out in ("chosen", "loose")}
+    plain = float(next(line for line in (tmp_path / "chosen/report.md").read_text().splitlines() if line.startswith("| mae")).split("|")[3])
+    assert mae["chosen"] < 1.05 * plain < mae["loose"]
+
+
 def test_labels_keep_the_order_of_the_classifier_that_goes_on(classify, encoder_folder, tmp_path, small_tokenizer):
     from minift import folder as folders
 
@@ -192,6 +216,9 @@ def test_a_head_on_features_refuses_another_model_than_its_own(classify, encoder
     (tmp_path / "text.txt").write_text("red list\n")
     status, _, complaint = minift("predict", tmp_path / "run", "--data", tmp_path / "text.txt")
     assert status == 2 and "features of another model" in complaint and "--base" in complaint
+    moved.rename(tmp_path / "gone")
+    status, _, complaint = minift("predict", tmp_path / "run", "--data", tmp_path / "text.txt")
+    assert status == 2 and "which is not there: say where it is now (--base)" in complaint
     assert minift("predict", tmp_path / "run", "--data", tmp_path / "text.txt", "--base", encoder_folder)[0] == 0
 
 
@@ -229,6 +256,9 @@ def test_few_shot_tells_mean_and_spread_of_several_draws(classify, tmp_path):
     found = [held_out(tmp_path / f"run/shots-4/draw-{i}")["accuracy"] for i in range(3)]
     line = next(line for line in report.splitlines() if line.startswith("| 4 |"))
     assert f"{numpy.mean(found):.4f} ± {numpy.std(found, ddof=1):.4f}" in line and (tmp_path / "run/shots.png").exists()
+    assert (tmp_path / "run/shots-4/draw-0/classifier").is_dir() and not (tmp_path / "run/shots-4/draw-1/classifier").exists()
+    with pytest.raises(InputError, match="is a few-shot run: name one of its classifiers"):
+        load(tmp_path / "run")
     assert "12 to train on" in (tmp_path / "run/shots-4/draw-0/report.md").read_text()
 
 

@@ -19,7 +19,7 @@ def lines(text: str) -> list[dict]:
 
 
 def test_lines_of_the_standard_input_are_answered_one_by_one(trained, minift, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("red list number 4\n\nblue class number 9\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("red list number 4\nblue class number 9\n\n"))
     status, said, _ = minift("predict", trained)
     assert status == 0
     assert [(one["text"], one["label"]) for one in lines(said)] == [("red list number 4", "red"), ("blue class number 9", "blue")]
@@ -47,6 +47,13 @@ def test_what_cannot_be_answered_is_refused(trained, minift, files, tmp_path, mo
     (tmp_path / "hole.jsonl").write_text('{"text": "red"}\n{"text": " "}\n')
     assert "hole.jsonl, line 2: the text is empty" in minift("predict", trained, "--data", tmp_path / "hole.jsonl")[2]
     assert "reads 1 texts of a row" in minift("predict", trained, "--data", files / "pairs.jsonl")[2]
+    monkeypatch.setattr("sys.stdin", io.StringIO("red\n \nblue\n"))
+    assert "line 2 is empty" in minift("predict", trained)[2]
+    (tmp_path / "mine.jsonl").write_text('{"text": "red"}\n')
+    assert "is there already" in minift("predict", trained, "--data", tmp_path / "mine.jsonl", "--out", tmp_path / "mine.jsonl")[2]
+    assert minift("predict", trained, "--data", tmp_path / "mine.jsonl", "--out", tmp_path / "new/said.jsonl", "--precision", "fp32")[0] == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("red\nblue\ttwo\n"))
+    assert "line 2 has 2" in minift("predict", trained)[2]
     assert "holds no classifier" in minift("predict", encoder_folder, "--data", files / "single.jsonl")[2]
     assert "holds no classifier" in minift("predict", small_model, "--data", files / "single.jsonl")[2]
 
