@@ -62,7 +62,7 @@ all-MiniLM-L6-v2, CoSENT on 4,500 pairs, measured on the 500 of the trial part: 
         text += f"""
 ## Web queries find Python code (CoSQA, dev)
 
-{tuned[0]["before"]["queries"]} queries with an answer, {tuned[0]["before"]["documents"]} functions; the model tuned on docstrings above never saw such queries: MRR@10 {fmean(own["before"]["mrr@10"] for own in tuned):.3f} → **{fmean(own["after"]["mrr@10"] for own in tuned):.3f}**.
+{tuned[0]["before"]["queries"]} queries with an answer, {tuned[0]["before"]["documents"]} functions; the model tuned on docstrings above never saw such queries: MRR@10 {fmean(own["before"]["mrr@10"] for own in tuned):.3f} → {fmean(own["after"]["mrr@10"] for own in tuned):.3f}.
 """
     settings = "\n".join(f"    {name:<12}{', '.join(f'{key} {value}' for key, value in own.items())}" for name, own in found["settings"].items() if of(name))
     (DOCS / "embeddings.md").write_text(f"{text}\nSettings:\n\n{settings}\n", encoding="utf-8")
