@@ -14,7 +14,7 @@ import types
 __version__ = "0.1.0"
 
 _HOMES = {"load": "minift.folder", "save": "minift.folder", "generate": "minift.generate", "embed": "minift.embed", "InputError": "minift.errors"}
-_ROOMS = {"peft", "losses", "tokenizer", "models", "data", "evaluate", "quant"}
+_ROOMS = {"peft", "losses", "tokenizer", "models", "data", "evaluate", "quant", "classify"}
 
 
 class _Package(types.ModuleType):
