@@ -43,6 +43,8 @@ def run(config: Config, data: Data, quiet: bool = False) -> Result:
         raise InputError(f"--method setfit draws pairs by their one label, and these rows ask {data.problem}: take features, or another method")
     if config.method == "setfit" and data.found.sides == 2:
         raise InputError("--method setfit tunes the embeddings of single texts, and these rows have two: take features, or another method")
+    if config.method == "setfit" and len({(row.answer, row.texts[0]) for row in data.train}) == len({row.answer for row in data.train}):
+        raise InputError("no label has two different texts: SetFit has nothing to draw together, give at least two rows of each label")
     if config.resume:
         raise InputError("--resume: a head on features is trained in seconds, and features are kept: start again with --overwrite")
     say = (lambda text: None) if quiet else print
@@ -110,8 +112,6 @@ def setfit_pairs(rows: Sequence[Classified], count: int, seed: int) -> list[dict
 def _tuned(config: Config, data: Data, folder: Path, quiet: bool) -> Path:
     """Where in the run folder the contrastively tuned model lies. Held-out rows make pairs of their own, which decide what is best."""
     pairs, others = setfit_pairs(data.train, config.pairs, config.seed), setfit_pairs(data.valid, 1, config.seed)
-    if not any(pair["score"] for pair in pairs):
-        raise InputError("no label has two different texts: SetFit has nothing to draw together, give at least two rows of each label")
     files = folder / "pairs.jsonl", folder / "held_out_pairs.jsonl"
     for file, rows in zip(files, (pairs, random.Random(config.seed).sample(others, min(len(others), HELD_OUT_PAIRS)))):
         write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

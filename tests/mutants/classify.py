@@ -9,6 +9,9 @@ TEST_ROWS, TEST_PAIRS, TEST_LOSS, PARITY = "tests/data/test_classified.py", "tes
 TEST_HEADS, TEST_FEATURES, TEST_SCORES, TEST = (f"tests/classify/test_{name}.py" for name in ("heads", "features", "scores", "classifier"))
 
 MUTANTS = [
+    Mutant("the_worst_l2_is_chosen", "minift/classify/heads.py", "return min(found, key=found.get)", "return max(found, key=found.get)", "tests/classify/test_heads.py"),
+    Mutant("l2_judged_on_the_rows_it_learned_from", "minift/classify/heads.py", "loss(head(features[held_out]), answers[held_out])", "loss(head(features[~held_out]), answers[~held_out])", "tests/classify/test_heads.py"),
+    Mutant("few_rows_choose_too", "minift/classify/heads.py", "return FEW", "pass", "tests/classify/test_heads.py"),
     Mutant("blanks_tell_texts_of_a_split_apart", ROWS, '"\\x1f".join(text.strip() for text in self.texts)', '"\\x1f".join(self.texts)', TEST_ROWS),
     Mutant("only_the_row_moves_and_not_its_text", ROWS, "[row for row in valid if row.key in texts], [row for row in valid if row.key not in texts]",
            "[row for row in valid if seen & set(_names(row))], [row for row in valid if not seen & set(_names(row))]", TEST_ROWS),
