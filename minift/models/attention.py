@@ -25,9 +25,10 @@ from minift.models.ragged import Ragged
 from minift.models.rope import alibi_slopes, rotate
 
 
-SHORT = 192
-"""Up to so many keys attention itself is float32 on a CPU where autocast makes the rest bfloat16: torch's fused backward pass for bfloat16 takes up to 10
-times as long there. Without gradients too, though nothing is gained then, so that a text scored twice has one score. With more keys bfloat16 is faster."""
+SHORT = 192 * 64
+"""Numbers in one head's keys, S D, up to which attention itself is float32 on a CPU where autocast makes the rest bfloat16: torch's fused backward pass for
+bfloat16 takes up to 10 times as long there. Without gradients too, though nothing is gained then, so that a text scored twice has one score. Beyond
+that bfloat16 is as fast, or faster."""
 
 
 class Context(NamedTuple):
@@ -155,16 +156,18 @@ class Attention(nn.Module):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """q (B, H, T, D), k and v (B, kv heads, S, D) -> (B, H, T, D)."""
+        if wants_float32(q, k.shape[2]):
+            with torch.autocast("cpu", enabled=False):
+                return self.mix(q.float(), k.float(), v.float(), bias if bias is None or bias.dtype == torch.bool else bias.float()).to(q.dtype)
         causal = bias is None and self.config.causal
         options = dict(is_causal=causal, enable_gqa=q.shape[1] != k.shape[1], scale=self.config.attention_scale)
-        if q.dtype != torch.bfloat16 or q.device.type != "cpu" or k.shape[2] > SHORT or not torch.is_autocast_enabled("cpu"):
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, **options)
-        with torch.autocast("cpu", enabled=False):
-            wide = bias if bias is None or bias.dtype == torch.bool else bias.float()
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=wide, **options).to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, **options)
 
     def text_by_text(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """q (1, H, N, D), k and v (1, kv heads, N, D) of texts laid end to end -> (1, N, H D): texts of one length at a time."""
+        if wants_float32(q, context.virtual + max(length for _, length in context.ragged.runs)):      # once for the row, not once for each length
+            with torch.autocast("cpu", enabled=False):
+                return self.text_by_text(q.float(), k.float(), v.float(), context).to(q.dtype)
         runs = zip(*(context.ragged.batches(part[0].transpose(0, 1)) for part in (q, k, v)), context.biases)
         mixed = []
         for *run, bias in runs:                                                              # (texts, length, heads, D)
@@ -174,6 +177,11 @@ class Attention(nn.Module):
                 k, v = torch.cat([before[0], k], dim=2), torch.cat([before[1], v], dim=2)
             mixed.append(self.mix(q, k, v, bias if bias is None or bias.dtype == torch.bool else bias.to(q.dtype)).transpose(1, 2))
         return context.ragged.row(mixed).flatten(1)[None]
+
+
+def wants_float32(q: Tensor, keys: int) -> bool:
+    """Queries (..., D) that look at so many keys: see SHORT."""
+    return q.dtype == torch.bfloat16 and q.device.type == "cpu" and keys * q.shape[-1] <= SHORT and torch.is_autocast_enabled("cpu")
 
 
 def explicit_weights(q: Tensor, k: Tensor, bias: Tensor | None, causal: bool = True, scale: float | None = None) -> Tensor:

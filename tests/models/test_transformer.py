@@ -355,7 +355,7 @@ def test_a_full_cache_and_a_cache_with_segments_are_refused():
         decoder(tokens(1, 3), cache=cache, segments=torch.zeros(1, 3, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("keys, wide", [(attention.SHORT, True), (attention.SHORT + 1, False)])
+@pytest.mark.parametrize("keys, wide", [(attention.SHORT // 8, True), (attention.SHORT // 8 + 1, False)])
 def test_attention_over_few_keys_is_float32_inside_of_autocast_with_gradients_and_without(keys, wide):
     part = model("llama").blocks[0].attention
     q, k, v = (torch.randn(1, heads, keys, 8, generator=torch.Generator().manual_seed(heads)).bfloat16().requires_grad_() for heads in (4, 2, 2))
