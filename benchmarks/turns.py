@@ -1,12 +1,13 @@
 """Systems that are compared live in processes of their own and take turns: only one computes at a time, the others wait.
 
     Side(spawn, target, ..., log=file)  starts a process that runs target(gate, ...); what its libraries print goes into the file
-    target:  load the model, gate.open(), then for every step that it takes gate.tick(loss)
+    target:  load the model, gate.open(), then for every step that it takes gate.tick(loss), or gate.tick(loss, work) if steps are not alike
     turns(sides, rounds, steps)  every side takes `steps` steps a round, the order reversed from round to round
 
 A loop of ours calls `tick` after each step; a trainer that owns its loop calls it from its callback, which does not return until it is that
 side's turn again. A turn's wall clock and CPU seconds run from the word to go to the last tick. CPU seconds are those of all threads of the
-process, which other programs on the machine change less. Peak memory is the largest resident set of the process, libraries included.
+process, which other programs on the machine change less. Both are kept per step, or per unit of work: where sides make other batches of the same
+rows, a step of one is not a step of the other. Peak memory is the largest resident set of the process, libraries included.
 Proved in tests/benchmarks/test_preference_step.py."""
 
 import json
@@ -21,8 +22,9 @@ from typing import Any
 
 from benchmarks.measure import machine
 
-QUIET = dict(OMP_WAIT_POLICY="passive", HF_HUB_OFFLINE="1", PYTHONWARNINGS="ignore", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false")
-"""The environment of every side: threads that wait do not spin, nothing is looked up on the network."""
+QUIET = dict(HF_HUB_OFFLINE="1", PYTHONWARNINGS="ignore", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false")
+"""The environment of every side: nothing is looked up on the network. Threads wait as they do for a user: those told to sleep at once (OMP_WAIT_POLICY) made
+steps of many small operations up to a third slower; by default they sleep after milliseconds, long before another side's turn is over."""
 
 
 def memory(kind: str) -> float:
@@ -31,11 +33,15 @@ def memory(kind: str) -> float:
     return int(line.split()[1]) / 1024
 
 
+class Absent(RuntimeError):
+    """A side cannot run here, and says why: a library of its own is not installed."""
+
+
 class Gate:
     """In a side's process: lets it take the steps of a turn, then tells what they cost and waits for the next turn."""
 
     def __init__(self, pipe):
-        self.pipe, self.count = pipe, 0
+        self.pipe, self.count, self.work = pipe, 0, 0.0
         self.losses: list[float] = []
 
     def open(self) -> None:
@@ -43,16 +49,17 @@ class Gate:
         self.pipe.send({"loaded": memory("VmRSS")})
         self._wait()
 
-    def tick(self, loss: float) -> None:
+    def tick(self, loss: float, work: float = 1.0) -> None:
         """A step was taken. Returns at once, or when it is this side's turn again."""
         self.losses.append(loss)
+        self.work += work
         if len(self.losses) == self.count:
             wall, cpu = time.perf_counter() - self.start, time.process_time() - self.cpu
-            self.pipe.send({"losses": self.losses, "wall": wall / self.count, "cpu": cpu / self.count, "peak": memory("VmHWM")})
+            self.pipe.send({"losses": self.losses, "wall": wall / self.work, "cpu": cpu / self.work, "peak": memory("VmHWM")})
             self._wait()
 
     def _wait(self) -> None:
-        self.count, self.losses = self.pipe.recv(), []
+        self.count, self.losses, self.work = self.pipe.recv(), [], 0.0
         self.cpu, self.start = time.process_time(), time.perf_counter()
 
 
@@ -70,6 +77,8 @@ def serve(pipe, log: Path | None, target: Callable[..., None], *arguments: Any) 
         print_into(log)
     try:
         target(Gate(pipe), *arguments)
+    except Absent as absent:
+        pipe.send({"absent": str(absent)})
     except Exception as error:
         if log is not None:
             traceback.print_exc()
@@ -88,7 +97,7 @@ class Side:
         self.losses: list[float] = []
 
     def loaded(self) -> float:
-        """Waits for the model; MiB it holds."""
+        """Waits for the model; MiB it holds. Absent if this side cannot run here."""
         self.before = self._answer()["loaded"]
         return self.before
 
@@ -100,7 +109,7 @@ class Side:
             self.turns.append(turn)
 
     def seconds(self) -> float:
-        """Of a step, wall clock, the median over the turns."""
+        """Of a step (or a unit of work), wall clock, the median over the turns."""
         return median(t["wall"] for t in self.turns)
 
     def summary(self) -> dict[str, float]:
@@ -121,6 +130,8 @@ class Side:
         except EOFError:
             self.process.join()
             raise RuntimeError(f"the process ended with code {self.process.exitcode}") from None
+        if "absent" in answer:
+            raise Absent(answer["absent"])
         if "error" in answer:
             self.process.join()
             raise RuntimeError(answer["error"])
