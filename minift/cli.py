@@ -16,6 +16,7 @@ from minift.errors import InputError, RunError
 VERBS = {
     "quickstart": "fine-tune the bundled model on this machine's own Python, in minutes, and show what it learned",
     "sft": "supervised fine-tuning on your data, with any of the methods",
+    "find-lr": "find a learning rate for sft: raise it until the loss bursts, and draw what happened",
     "reward": "train a reward model on pairs of a better and a worse answer",
     "dpo": "learn from pairs of a better and a worse answer: DPO, IPO, KTO, ORPO, SimPO and their kin",
     "grpo": "learn from rewards by comparing answers to one prompt: GRPO, RLOO, REINFORCE",

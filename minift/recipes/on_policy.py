@@ -14,7 +14,6 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Literal, Protocol
@@ -36,9 +35,9 @@ from minift.rl.rollout import Rollout, roll_out
 from minift.rl.update import unbroken
 from minift.sampling import Sampling
 from minift.tokenizer import Tokenizer
-from minift.train import checkpoint, memory
+from minift.train import checkpoint, memory, optim
 from minift.train.log import Log, read_metrics
-from minift.train.optim import adamw, adamw8bit, learning_rate_factor, set_learning_rate
+from minift.train.optim import learning_rate_factor, set_learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +184,7 @@ class Loop:
                         after = self.evaluate(judged, learner, step)
                         log.evaluation(step, after)
                 while step < steps:
-                    factor = learning_rate_factor(step, steps + 1, round(config.warmup * steps), config.schedule)    # 0 would waste the last round
+                    factor = learning_rate_factor(step, steps, round(config.warmup * steps), config.schedule, max(1, round(config.cooldown * steps)))
                     set_learning_rate(learner.optimizers, factor)
                     answered = self.answer(train, learner.group, step)
                     with unbroken():
@@ -282,5 +281,4 @@ def values_of(line: dict[str, float]) -> dict[str, float]:
 
 
 def optimizers_of(module: nn.Module, config: OnPolicyConfig) -> list[torch.optim.Optimizer]:
-    make = {"adamw": adamw, "adamw8bit": adamw8bit, "paged-adamw8bit": partial(adamw8bit, paged=True)}[config.optimizer]
-    return make(module, config.lr, config.weight_decay, config.betas)
+    return optim.optimizers_of(config.optimizer, module, config.lr, config.weight_decay, config.betas)

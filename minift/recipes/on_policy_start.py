@@ -84,8 +84,10 @@ def refuse_without_effect(config: OnPolicyConfig) -> None:
         raise InputError("--compile, --patience and --accumulate have no effect here: leave them out (--batch-tokens bounds a micro-batch)")
     if config.epochs != OnPolicyConfig.epochs or config.batching != OnPolicyConfig.batching:
         raise InputError("--epochs and --batching have no effect here: leave them out (--max-steps says how long, rows are always shared by answers)")
-    if config.optimizer == "muon" or config.method == "adalora":
-        raise InputError("--optimizer muon and --method adalora are not for learning from rewards, where there is no schedule of data: take adamw, lora")
+    if config.optimizer in ("muon", "galore") or config.method == "adalora":
+        raise InputError("--optimizer muon or galore and --method adalora are not for learning from rewards, where there is no schedule of data: take adamw, lora")
+    if config.ema:
+        raise InputError("--ema has no effect here: leave it out (answers are drawn from the weights that learn)")
     if config.passes < 1 or config.minibatches < 1 or config.prompts < 1 or config.judged < 1 or config.new_tokens < 1:
         raise InputError("--passes, --minibatches, --prompts, --judged and --new-tokens want 1 or more")
     if config.minibatches > config.prompts:

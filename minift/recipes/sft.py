@@ -25,7 +25,7 @@ from minift import folder as folders
 from minift import peft
 from minift.data.batches import Batch, Example, by_length, micro_batches, pack, pad
 from minift.data.examples import Learn, build, prompt_ids
-from minift.data.sources import read
+from minift.data.sources import Row, read
 from minift.data.split import split_rows
 from minift.errors import InputError
 from minift.evaluate.perplexity import Perplexity, perplexity
@@ -43,6 +43,7 @@ from minift.recipes.report import describe, draw_loss, write_samples
 from minift.recipes.tuning import MethodConfig, RunConfig, as_base, choose_parameters, loaded_in, with_rate, write_result
 from minift.tokenizer import Tokenizer
 from minift.train.loop import Outcome, fit, planned
+from minift.train.neftune import noisy
 from minift.train.precision import autocast
 from minift.train.run import open_run
 
@@ -55,6 +56,8 @@ class Config(RunConfig):
     """Files or globs: JSONL, JSON, CSV, TSV or text, in Alpaca, ShareGPT, messages, prompt/completion or text format."""
     learn: Learn = "completion"
     """completion: the last answer; assistant: every assistant turn; all: every token."""
+    neftune: float = 0.0
+    """Noise on the embeddings while training (NEFTune's alpha, 5 to 15 in its paper); 0: none."""
     samples: int = 5
     """Held-out questions answered before and after, for samples.md."""
     new_tokens: int = 64
@@ -74,8 +77,27 @@ class Result:
         return self.outcome.stopped == "interrupted"
 
 
-def run(config: Config, quiet: bool = False) -> Result:
-    config = with_rate(config)
+@dataclass(frozen=True)
+class Ready:
+    """All that a training begins with; nothing is written yet."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    start: int | None
+    """An encoder-decoder's start token."""
+    valid_rows: Sequence[Row]
+    train_set: Sequence[Example]
+    valid_set: Sequence[Example]
+    said: str
+    """What became of the rows."""
+
+
+def prepare(config: Config) -> Ready:
+    """Read the rows and the model and attach the method."""
+    if config.neftune < 0:
+        raise InputError(f"--neftune is {config.neftune}: wanted 0 or more; 5 is a good start")
+    if config.neftune and config.compile:
+        raise InputError("--neftune cannot go with --compile: the noise comes from a hook, around which nothing is compiled. Leave one of them out")
     if METHODS[config.method].whole and config.dtype != "float32":
         raise InputError(f"--method {config.method} trains the weights themselves: pass --dtype float32, {config.dtype} cannot resolve its small steps")
     rows = read(config.data, columns=config.columns)
@@ -90,13 +112,22 @@ def run(config: Config, quiet: bool = False) -> Result:
     making = dict(learn=config.learn, max_length=config.max_length, start=start)
     train_set, report = build(train_rows, tokenizer, **making)
     valid_set, valid_report = build(valid_rows, tokenizer, **making)
+    if config.neftune and train_set[0].prompt:
+        raise InputError("--neftune is for models that read prompt and answer as one text, and this is an encoder-decoder: leave it out")
     choose_parameters(model, config, tokenizer)
     refuse_too_long([*train_set, *valid_set], model)
+    return Ready(model, tokenizer, start, valid_rows, train_set, valid_set, describe(report, valid_report))
+
+
+def run(config: Config, quiet: bool = False) -> Result:
+    config = with_rate(config)
+    ready = prepare(config)
+    model, tokenizer, start, valid_rows, train_set, valid_set = ready.model, ready.tokenizer, ready.start, ready.valid_rows, ready.train_set, ready.valid_set
     if config.method == "adalora":                                          # its schedule may not fit into the run: say so before there is one
         settled(model, 0, planned(config, len(batches(train_set, config)(0)))[1])
     folder = open_run(config.out, "sft", config, config.overwrite, config.resume)
     say = (lambda text: None) if quiet else print
-    say(describe(report, valid_report))
+    say(ready.said)
     if config.method == "loftq":
         scheme = state_of(model).sets["default"].scheme
         say(f"loftq rounded the base to {scheme}: what is measured before is that rounded base, without the adapter, not the full model")
@@ -106,7 +137,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     answer = lambda: generate(model, tokenizer, [ids for _, ids in asked], max_new_tokens=config.new_tokens) if asked else []
     with as_base(model, config):
         before, said_before = perplexity(model, valid_set), answer()
-    outcome = tune(model, train_set, valid_set, config, folder, quiet, config.resume)
+    outcome = tune(model, train_set, valid_set, config, folder, quiet, config.resume, config.neftune)
     after, said_after = perplexity(model, valid_set), answer()
 
     written = write_result(model, tokenizer, config, folder, base=config.model)
@@ -119,14 +150,15 @@ def run(config: Config, quiet: bool = False) -> Result:
 
 def tune(
     model: Transformer, train_set: Sequence[Example], valid_set: Sequence[Example], config: MethodConfig, folder: Path,
-    quiet: bool = False, resume: bool = False,
+    quiet: bool = False, resume: bool = False, neftune: float = 0.0,
 ) -> Outcome:
     """Make the batches and run the loop on what choose_parameters chose. `model` is changed in place."""
     if not quiet:
         print(f"{config.method}: {peft.trainable(model)}")
     measure = lambda: {"loss": evaluate(model, valid_set, config)}
     tell, counts = partial(after_step, model), partial(settled, model)
-    return fit(model, batches(train_set, config), loss, config, folder, measure, resume, quiet, tell, counts)
+    learned = noisy(loss, neftune) if neftune else loss
+    return fit(model, batches(train_set, config), learned, config, folder, measure, resume, quiet, tell, counts)
 
 
 def refuse_too_long(examples: Sequence[Example], model: Transformer) -> None:

@@ -27,6 +27,7 @@ from minift.recipes.loading import MIXED, load_sets
 from minift.recipes.methods import FLAGS, METHODS, method_config
 from minift.tokenizer import Tokenizer
 from minift.train.loop import LoopConfig
+from minift.train.optim import optimizers_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +94,12 @@ def choose_parameters(model: Transformer, config: MethodConfig, tokenizer: Token
 
     Raises InputError if an option of another method was given: it would be without effect."""
     entry, defaults = METHODS[config.method], {field.name: field.default for field in fields(config)}
-    if config.optimizer == "muon" and config.method != "full":
-        raise InputError(f"--optimizer muon is for whole weight matrices, and --method {config.method} trains others: take adamw")
+    matrices = {"muon": ("full",), "galore": ("full", "last")}.get(config.optimizer)
+    if matrices and config.method not in matrices:
+        raise InputError(f"--optimizer {config.optimizer} is for whole weight matrices (--method {' or '.join(matrices)}), and --method {config.method} "
+                         "trains others: take adamw")  # fmt: skip
+    if config.ema and config.method == "adalora":
+        raise InputError("--ema cannot go with --method adalora, which sets directions to zero that an average would bring back: leave it out")
     given = {name: getattr(config, name) for name in FLAGS}
     if given["targets"]:
         one = given["targets"][0] if len(given["targets"]) == 1 else ""
@@ -115,6 +120,7 @@ def choose_parameters(model: Transformer, config: MethodConfig, tokenizer: Token
             base_record.compare(folder, model, config.quantize, can_say_none=False)
         options["names"] = ",".join(load_sets(model, mixed))
     peft.attach(model, method_config(config.method, chosen, options, tokenizer))
+    optimizers_of(config.optimizer, model, config.lr or 0.0, config.weight_decay, config.betas, config.projection)    # what it refuses, it refuses now
 
 
 def loaded_in(config: MethodConfig) -> Scheme | None:

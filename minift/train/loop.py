@@ -9,10 +9,10 @@ same gradient (trap 1), and the last, shorter window of an epoch is scaled by it
 The loop knows no method: which parameters train, what the loss is and how to evaluate come from the recipe.
 Proved in tests/train/test_loop.py. Left out: float16 loss scaling, several devices (yet)."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from minift.data.batches import Batch
 from minift.errors import InputError
 from minift.train import checkpoint, memory
+from minift.train.ema import Averages
 from minift.train.log import Log
-from minift.train.optim import Schedule, adamw, adamw8bit, learning_rate_factor, muon, set_learning_rate
+from minift.train.optim import Name, Projection, Schedule, learning_rate_factor, optimizers_of, set_learning_rate
 from minift.train.precision import Precision, autocast
 
 
@@ -40,16 +41,29 @@ class LoopConfig:
     accumulate: int = 1
     """Micro-batches per optimizer step; the gradient equals that of one large batch."""
     schedule: Schedule = "cosine"
-    """How the rate falls after the warm-up."""
+    """How the rate falls after the warm-up; wsd: it stays, and falls linearly at the end."""
+    cooldown: float = 0.1
+    """wsd: share of the steps, the last ones, in which the rate falls."""
     warmup: float = 0.05
     """Share of the steps in which the rate rises linearly."""
     weight_decay: float = 0.01
     """Decoupled; not applied to norms and biases."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """AdamW's two averaging rates."""
-    optimizer: Literal["adamw", "adamw8bit", "paged-adamw8bit", "muon"] = "adamw"
-    """adamw8bit: its averages in 8 bits, a quarter of their memory; paged: on a GPU, kept in host memory. muon: for training from scratch
-    only; the matrices inside the blocks, AdamW for the rest."""
+    """AdamW's two averaging rates, and Lion's; the first one is sgd's momentum."""
+    optimizer: Name = "adamw"
+    """adamw8bit: its averages in 8 bits, a quarter of their memory; paged: on a GPU, kept in host memory. adafactor: a row and a column in
+    place of a matrix of averages. lion: one average; wants a rate 3 to 10 times smaller. sgd: with momentum. galore: averages of the leading
+    directions of the matrices inside the blocks only, AdamW for the rest; trains weights themselves. muon: for training from scratch only; the
+    matrices inside the blocks, AdamW for the rest."""
+    galore_rank: int = 128
+    """galore: directions kept of each matrix."""
+    galore_every: int = 200
+    """galore: optimizer steps until they are looked for anew."""
+    galore_scale: float = 0.25
+    """galore: the matrices' rate is this share of the rate."""
+    ema: float = 0.0
+    """Measure and keep the average of the weights over the steps, in which a step counts this many times as much as the next one (0.99, say); 0:
+    the last weights."""
     clip: float = 1.0
     """Largest gradient norm; a longer gradient is scaled down to it. 0 turns clipping off."""
     precision: Precision = "auto"
@@ -82,6 +96,24 @@ class LoopConfig:
             raise InputError(f"--warmup is {self.warmup}: it is a share of the steps, wanted 0 to 1")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"--betas are {self.betas}: wanted two numbers from 0 to below 1")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"--ema is {self.ema}: wanted 0 to below 1, 0.99, say")
+        if self.galore_rank < 1 or self.galore_every < 1 or not 0 < self.galore_scale < math.inf:
+            raise InputError(f"--galore-rank {self.galore_rank}, --galore-every {self.galore_every}, --galore-scale {self.galore_scale}: wanted 1 or more, and above 0")
+        if self.schedule == "wsd" and not 0 < self.cooldown <= 1 - self.warmup:
+            raise InputError(f"--cooldown is {self.cooldown}, --warmup {self.warmup}: shares of the same steps, wanted more than 0 and together at most 1")
+        for name in ("galore_rank", "galore_every", "galore_scale"):
+            self._refuse_without_effect(name, self.optimizer == "galore", "--optimizer galore")
+        self._refuse_without_effect("betas", self.optimizer != "adafactor", "every --optimizer but adafactor")
+        self._refuse_without_effect("cooldown", self.schedule == "wsd", "--schedule wsd")
+
+    def _refuse_without_effect(self, name: str, used: bool, owner: str) -> None:
+        if not used and getattr(self, name) != getattr(type(self), name):
+            raise InputError(f"--{name.replace('_', '-')} is an option of {owner}: leave it out")
+
+    @property
+    def projection(self) -> Projection:
+        return Projection(self.galore_rank, self.galore_every, self.galore_scale)
 
 
 @dataclass(frozen=True)
@@ -131,22 +163,24 @@ def fit(
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise InputError("nothing to train: every parameter is frozen")
-    make = {"adamw": adamw, "adamw8bit": adamw8bit, "paged-adamw8bit": partial(adamw8bit, paged=True), "muon": muon}[config.optimizer]
-    optimizers = make(model, config.lr, config.weight_decay, config.betas)
+    optimizers = optimizers_of(config.optimizer, model, config.lr, config.weight_decay, config.betas, config.projection)
+    averages = Averages(model, config.ema) if config.ema else None
+    stateful = [*optimizers, averages] if averages else optimizers
+    measured = averages.applied if averages else contextlib.nullcontext
     per_epoch, steps = planned(config, len(epoch_batches(0)))
     eval_every = config.eval_every or per_epoch
     last, best_file = folder / "checkpoints" / "last.pt", folder / "checkpoints" / "best.pt"
     step, best, bad, stopped = 0, None, 0, "finished"
     if resume:
         state = checkpoint.read(last)
-        checkpoint.restore(state, model, optimizers)
+        checkpoint.restore(state, model, stateful)
         step, best, bad = state["step"], state["best"], state["bad"]
     if hasattr(model, "checkpointing"):
         model.checkpointing = config.checkpointing
     compute = torch.compile(loss, dynamic=False) if config.compile else loss
 
     def save(path: Path) -> None:
-        checkpoint.write(path, model, optimizers, step, best, bad)
+        checkpoint.write(path, model, stateful, step, best, bad)
 
     with Log(folder, steps, step, config.tensorboard, quiet, unit) as log:
         try:
@@ -162,26 +196,29 @@ def fit(
                 norm = nn.utils.clip_grad_norm_(trained, config.clip or math.inf)
                 if not math.isfinite(total) or not torch.isfinite(norm):
                     raise FloatingPointError(_not_finite(total, step, per_epoch, config.accumulate, last))
-                factor = learning_rate_factor(step, steps, round(config.warmup * steps), config.schedule)
+                factor = learning_rate_factor(step, steps, round(config.warmup * steps), config.schedule, max(1, round(config.cooldown * steps)))
                 set_learning_rate(optimizers, factor)
                 for optimizer in optimizers:
                     optimizer.step()
                 step += 1
+                if averages:
+                    averages.update()
                 if after_step is not None:
                     after_step(step, steps)
                 for optimizer in optimizers:
                     optimizer.zero_grad()
                 log.step(step, total, config.lr * factor, norm.item(), targets, metrics() if metrics is not None else {})
                 if evaluate is not None and (step % eval_every == 0 or step == steps):
-                    values = evaluate()
-                    model.train()
-                    if not math.isfinite(values["loss"]):
-                        raise FloatingPointError(f"the held-out loss is {values['loss']} after step {step}: training stopped; {_kept(last)}")
-                    log.evaluation(step, values)
-                    if counts is None or counts(step, steps):
-                        best, bad = (values["loss"], 0) if best is None or values["loss"] < best else (best, bad + 1)
-                        if bad == 0:
-                            save(best_file)
+                    with measured():
+                        values = evaluate()
+                        model.train()
+                        if not math.isfinite(values["loss"]):
+                            raise FloatingPointError(f"the held-out loss is {values['loss']} after step {step}: training stopped; {_kept(last)}")
+                        log.evaluation(step, values)
+                        if counts is None or counts(step, steps):
+                            best, bad = (values["loss"], 0) if best is None or values["loss"] < best else (best, bad + 1)
+                            if bad == 0:
+                                save(best_file)
                 if step % (config.save_every or eval_every) == 0 or step == steps:
                     save(last)
                 if step % memory.EVERY == 0:
@@ -196,6 +233,8 @@ def fit(
                 optimizer.zero_grad()
             save(last)
             log.say(f"interrupted after step {step} of {steps}; saved to {last}. Run the same command with --resume to go on")
+    if averages:
+        averages.into_model()
     if best is not None and stopped != "interrupted":
         checkpoint.load_parameters(model, checkpoint.read(best_file)["parameters"])
     return Outcome(step, best, stopped)

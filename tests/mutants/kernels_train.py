@@ -36,5 +36,5 @@ MUTANTS = [
     Mutant("optimizer_state_cast_on_load", OPTIMIZER, "for name, value in saved.items()}", "for name, value in self.state[p].items()}", TEST_OPTIMIZER),
     Mutant("optimizer_small_decay_in_the_gradient", OPTIMIZER, ".mul_(1 - lr * weight_decay)", "", TEST_OPTIMIZER),
     Mutant("optimizer_small_eps_not_corrected", OPTIMIZER, "eps * correction", "eps", TEST_OPTIMIZER),
-    Mutant("loop_takes_plain_adamw", "minift/train/loop.py", '"adamw8bit": adamw8bit', '"adamw8bit": adamw', TEST_OPTIMIZER),
+    Mutant("loop_takes_plain_adamw", "minift/train/optim.py", '"adamw8bit": adamw8bit', '"adamw8bit": adamw', TEST_OPTIMIZER),
 ]

@@ -111,7 +111,7 @@ MUTANTS = [
     Mutant("loop_interrupted_in_the_middle_of_an_update", LOOP, "with unbroken():", "if True:", LOOPS),
     Mutant("loop_goes_on_beyond_its_limit", LOOP, "stopped at step {step}\")\n                            break", "stopped at step {step}\")", GROUPS),
     Mutant("loop_limit_is_never_reached", LOOP, 'after["kl"] > config.kl_limit', 'abs(after["kl"]) < config.kl_limit', GROUPS),
-    Mutant("loop_rate_of_the_next_step", LOOP, "learning_rate_factor(step, steps + 1,", "learning_rate_factor(step + 1, steps + 1,", LOOPS),
+    Mutant("loop_rate_of_the_next_step", LOOP, "learning_rate_factor(step, steps,", "learning_rate_factor(step + 1, steps,", LOOPS),
     Mutant("loop_cut_answers_are_the_good_ones", LOOP, "torch.tensor(rollout.ended), scores, self.config.unfinished)",
            "~torch.tensor(rollout.ended), scores, self.config.unfinished)", GROUPS),
     Mutant("loop_answers_with_another_prompt", LOOP, "own = asked[i // G]", "own = asked[i % len(asked)]", GROUPS),

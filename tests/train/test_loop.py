@@ -71,7 +71,7 @@ def test_trap02_ten_batches_at_accumulation_four_are_three_steps_and_the_last_is
 def test_the_schedule_counts_optimizer_steps_not_micro_batches(tmp_path):
     batches = [pad([example]) for example in EIGHT]
     _, _, metrics = train(tmp_path, batches, accumulate=2, schedule="linear", warmup=0, lr=1.0)
-    assert [m["lr"] for m in metrics] == pytest.approx([1.0, 2 / 3, 1 / 3, 0.0])
+    assert [m["lr"] for m in metrics] == pytest.approx([1.0, 0.75, 0.5, 0.25])
 
 
 def test_trap06_a_batch_without_targets_is_harmless(tmp_path):

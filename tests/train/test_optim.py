@@ -34,9 +34,22 @@ def test_frozen_parameters_are_in_no_group():
 def test_warm_up_then_each_schedules_middle_and_end():
     factors = lambda kind: [learning_rate_factor(s, steps=12, warmup=2, schedule=kind) for s in range(12)]
     assert factors("cosine")[:3] == [0.5, 1.0, 1.0]
-    assert factors("linear")[2:] == pytest.approx([1 - i / 9 for i in range(10)])
-    assert factors("cosine")[-1] == pytest.approx(0.0) and factors("cosine")[5] == pytest.approx(0.5 * (1 + math.cos(math.pi / 3)))
+    assert factors("linear")[2:] == pytest.approx([1 - i / 10 for i in range(10)])     # the last step takes a tenth; the one after it would take 0
+    assert factors("cosine")[7] == pytest.approx(0.5) and factors("cosine")[-1] == pytest.approx(0.5 * (1 - math.cos(math.pi / 10)))
     assert factors("constant")[2:] == [1.0] * 10
+
+
+def test_wsd_warms_up_stays_and_falls_at_the_end():
+    factors = lambda **more: [learning_rate_factor(s, steps=10, schedule="wsd", **more) for s in range(10)]
+    assert factors(warmup=2, cooldown=4) == [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    assert factors(warmup=0, cooldown=1) == [1] * 10                                  # falls from 1 to 0 in one step, which is the one after the last
+    assert factors(warmup=6, cooldown=8)[5:] == [1, 1, 0.75, 0.5, 0.25]               # no room for all: it falls when it is warm
+
+
+def test_no_step_of_any_schedule_is_wasted():
+    for schedule in ("cosine", "linear", "wsd", "constant"):
+        for steps, warmup in ((1, 0), (1, 1), (2, 1), (30, 2), (7, 7)):
+            assert all(learning_rate_factor(s, steps, warmup, schedule, cooldown=3) > 0 for s in range(steps)), (schedule, steps)
 
 
 def test_muon_takes_the_inner_matrices_and_adamw_the_rest():
