@@ -90,7 +90,9 @@ def _task(config: object) -> str | None:
     """What peft calls the kind of model: it then has a class of its own for the methods that need one."""
     if not isinstance(config, ModelConfig):
         return None
-    return "SEQ_2_SEQ_LM" if config.decoder_layers else "CAUSAL_LM"
+    if config.decoder_layers:
+        return "SEQ_2_SEQ_LM"
+    return "CAUSAL_LM" if config.causal else "FEATURE_EXTRACTION"                       # a classifier's: peft/head.py
 
 
 def save(model: nn.Module, folder: str | Path, name: str = "default", overwrite: bool = False, base_model: str | None = None) -> None:

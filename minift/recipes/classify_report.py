@@ -28,8 +28,8 @@ SHOWN = {
     "single": ("accuracy", "f1_macro", "mcc", "auroc", "ece"), "multi": ("f1_micro", "f1_macro", "f1_samples", "accuracy", "auroc_macro"),
     "regression": ("spearman", "pearson", "rmse", "mae"),
 }    # fmt: skip
-NAMED = 40
-"""Labels that have room for their names along an axis."""
+NAMED, MANY = 100, 40
+"""Labels that have room for their names along an axis; those from which on letters are small."""
 LONG = 160
 """Characters of a text in report.md."""
 
@@ -128,18 +128,19 @@ def _save(folder: Path, figure, name: str) -> None:
 
 def _draw_confusion(folder: Path, table: np.ndarray, labels: Sequence[str], found: dict[str, float]) -> None:
     K = len(labels)
-    size = min(12.0, max(4.2, 2.4 + 0.32 * K)) if K <= NAMED else 8.0
+    size = max(4.2, 2.4 + (0.32 if K < 30 else 0.17) * K) if K <= NAMED else 8.0
     shares = table / table.sum(1, keepdims=True).clip(1)
     figure, axes = plt.subplots(figsize=(size + 0.8, size), layout="constrained")
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(title=f"Which label is taken for which: {found['accuracy']:.1%} right", xlabel="said", ylabel="true label")
     if K <= NAMED:
         short = [name if len(name) <= 24 else name[:23] + "…" for name in labels]
-        axes.set_xticks(range(K), short, rotation=90 if K > 6 or max(map(len, short)) > 8 else 0, fontsize=9 if K < 20 else 7)
-        axes.set_yticks(range(K), short, fontsize=9 if K < 20 else 7)
-    if K <= 12:
+        letters = 9 if K < 20 else 7 if K <= MANY else 6
+        axes.set_xticks(range(K), short, rotation=90 if K > 6 or max(map(len, short)) > 8 else 0, fontsize=letters)
+        axes.set_yticks(range(K), short, fontsize=letters)
         for t, p in np.ndindex(K, K):
-            axes.text(p, t, str(table[t, p]), ha="center", va="center", color="white" if shares[t, p] > 0.55 else INK, fontsize=9)
+            if table[t, p] or K <= 12:                                           # of many labels nearly all cells are empty
+                axes.text(p, t, str(table[t, p]), ha="center", va="center", color="white" if shares[t, p] > 0.55 else INK, fontsize=letters)
     figure.colorbar(picture, label="share of the true label's rows", shrink=0.8)
     _save(folder, figure, "confusion.png")
 
@@ -163,7 +164,7 @@ def _draw_reliability(folder: Path, scores: Tensor, answers: Tensor) -> None:
 
 
 def _draw_bars(folder: Path, labels: Sequence[str], found: dict[str, float]) -> None:
-    order = sorted(labels, key=lambda name: np.nan_to_num(found[f"f1[{name}]"], nan=-1))[-NAMED:]
+    order = sorted(labels, key=lambda name: np.nan_to_num(found[f"f1[{name}]"], nan=-1))[-MANY:]
     figure, axes = plt.subplots(figsize=(6.4, 1.4 + 0.28 * len(order)), layout="constrained")
     axes.barh(range(len(order)), [found[f"f1[{name}]"] for name in order], color=TRAIN)
     axes.set_yticks(range(len(order)), order, fontsize=9)

@@ -108,10 +108,12 @@ def scorer(config: Config, data: Data) -> tuple[Transformer, Tokenizer, list[str
         raise InputError(f"{folder} is a {own.family} encoder, which has no classifier of its own: take --method features, or setfit")
     labels = data.labels
     if own.labels and data.problem != "regression":
-        if set(own.label_names) != set(labels):
-            named = ", ".join(own.label_names[:5]) or f"{own.labels} without names"
+        numbered = [[f"{word}{k}" for k in range(own.labels)] for word in ("", "LABEL_")]             # what a checkpoint without names can mean
+        order = next((names for names in ([own.label_names] if own.label_names else numbered) if set(names) == set(labels)), None)
+        if order is None:
+            named = ", ".join(own.label_names[:5]) or f"{own.labels} without names, which only the labels 0 to {own.labels - 1} fit"
             raise InputError(f"{folder} is a classifier for other labels ({named}): start from an encoder or a language model without a head")
-        labels = list(own.label_names)
+        labels = list(order)
     model, tokenizer = folders.load(folder, getattr(torch, config.dtype), config.device, loaded_in(config), scores=len(labels), seed=config.seed)
     model.config = replace(model.config, label_names=tuple(labels), problem=data.problem)
     return model, tokenizer, labels

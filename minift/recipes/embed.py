@@ -205,7 +205,7 @@ def refuse_what_cannot_learn(model: Transformer, config: Config, train: Rows, va
     if not valid.batches(config.rows, config.seed):
         raise InputError(f"{len(valid.rows)} held-out rows make no batch to compare: give more, a larger --held-out, or --eval-data")
     if max(config.dims, default=1) > model.config.hidden_size or min(config.dims, default=1) < 1:
-        raise InputError(f"--dims {config.dims}: these embeddings have {model.config.hidden_size} numbers")
+        raise InputError(f"--dims {' '.join(map(str, config.dims))}: wanted 1 to {model.config.hidden_size}, the numbers that these embeddings have")
 
 
 BESIDE = ("temperature", "relation")

@@ -18,6 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from minift.evaluate.retrieval import retrieval
@@ -102,6 +103,7 @@ def _draw_alignment(folder: Path, before: dict[str, float], after: dict[str, flo
         axes.annotate(word, (x, y), (6, 6), textcoords="offset points")
     axes.set(title="Partners close, everything else spread", xlabel="uniformity (spread to the left)", ylabel="alignment (partners close: down)")
     axes.margins(0.25)
+    axes.xaxis.set_major_locator(MaxNLocator(4))                                 # numbers of four digits side by side
     _finish(figure, axes, folder / "alignment.png")
 
 

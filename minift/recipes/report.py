@@ -38,7 +38,7 @@ def draw_loss(folder: Path, title: str, before: float | None = None, ylabel: str
     if held_out:
         axes.plot(*zip(*held_out), "o-", color=HELD_OUT, linewidth=1.8, markersize=5, label="held out")
         place, value = held_out[-1]
-        axes.annotate(f"{value:.2f}", (place, value), xytext=(0, 7), textcoords="offset points", ha="center", color=HELD_OUT)
+        axes.annotate(f"{value:.3g}", (place, value), xytext=(0, 7), textcoords="offset points", ha="center", color=HELD_OUT)
     axes.set(title=title, xlabel="optimizer step", ylabel=ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25, linewidth=0.6)

@@ -12,6 +12,8 @@ from torch import nn
 
 from minift import peft
 from minift.errors import InputError
+from minift.models.encoder import Encoder
+from tests.models.test_encoder import ENCODERS
 from tests.peft.small import filled, gpt2, llama
 
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
@@ -29,6 +31,13 @@ def saved(tmp_path):
     peft.save(model, tmp_path / "adapter", "mine")
     peft.remove(model, "mine")
     return model, after, tmp_path / "adapter"
+
+
+def test_an_encoders_adapter_is_for_features(tmp_path):
+    encoder = Encoder(ENCODERS["bert"])
+    peft.attach(encoder, peft.LoRA(targets="all-linear"))
+    peft.save(encoder, tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["task_type"] == "FEATURE_EXTRACTION"
 
 
 def change_config(folder, **fields):

@@ -110,8 +110,8 @@ def test_every_method_trains_a_classifier_and_its_folder_gives_the_reported_scor
     assert status == 0, complaint
     written = tmp_path / "run" / ("model" if METHODS[method].whole else "adapter")
     assert json.loads((written / "classifier.json").read_text())["labels"] == sorted(COLOURS)
-    last = [line for line in read_metrics(tmp_path / "run") if "eval_loss" in line][-1]
-    assert held_out(tmp_path / "run")["accuracy"] == pytest.approx(last["eval_accuracy"], abs=1e-4)
+    best = min((line for line in read_metrics(tmp_path / "run") if "eval_loss" in line), key=lambda line: line["eval_loss"])
+    assert held_out(tmp_path / "run")["accuracy"] == pytest.approx(best["eval_accuracy"], abs=1e-4)
     valid = [json.loads(line) for line in (files / "single.jsonl").read_text().splitlines()]
     classifier = load(tmp_path / "run")
     said = classifier.predict([row["text"] for row in valid])
@@ -145,6 +145,20 @@ def test_a_classifier_goes_on_with_its_own_labels_and_no_others(classify, files,
     assert classify("--method", "full", "--max-steps", 2, out="again", model=first)[0] == 0
     status, _, complaint = classify("--method", "full", file="pairs", out="other", model=first)
     assert status == 2 and "a classifier for other labels (blue, green, red)" in complaint
+
+
+def test_a_classifier_without_names_goes_on_with_numbered_labels_in_their_order(classify, files, tmp_path):
+    numbered = [{**row, "label": COLOURS.index(row["label"])} for row in rows(90)]
+    (files / "numbered.jsonl").write_text("".join(json.dumps(row) + "\n" for row in numbered))
+    assert classify("--method", "full", "--lr", 3e-3, "--epochs", 12, "--rows", 8, file="numbered")[0] == 0
+    first = tmp_path / "run/model"
+    config = json.loads((first / "config.json").read_text())
+    names = {key: f"LABEL_{key}" for key in config.pop("id2label")}
+    (first / "config.json").write_text(json.dumps({**config, "id2label": names, "label2id": {name: int(key) for key, name in names.items()}}))
+    assert classify("--method", "full", "--max-steps", 1, "--lr", 1e-6, out="again", model=first, file="numbered")[0] == 0
+    assert held_out(tmp_path / "again")["accuracy"] > 0.9
+    status, _, complaint = classify("--method", "full", "--max-steps", 1, out="other", model=first)
+    assert status == 2 and "3 without names, which only the labels 0 to 2 fit" in complaint
 
 
 def test_a_rounded_encoder_trains_with_a_pooler_of_full_weights(classify, tmp_path):

@@ -313,7 +313,7 @@ def test_an_interrupted_run_ends_where_a_whole_one_ends(learn, tmp_path, monkeyp
     (["--loss", "triplet"], "pairs", "--loss triplet wants one negative in every row"),
     (["--rows", 500], "pairs", "a batch cannot be larger than the data"),
     (["--rows", 1], "pairs", "--rows is 1: wanted 2 or more"),
-    (["--dims", 4, 99], "pairs", "these embeddings have 24 numbers"),
+    (["--dims", 4, 99], "pairs", "--dims 4 99: wanted 1 to 24"),
     (["--temperature", 0], "pairs", "want more than 0"),
     (["--loss", "online", "--score-range", 0, 9], "scored", "wants scores of 0 .apart. and 1 .alike."),
     (["--bidirectional"], "pairs", "takes a decoder's causal mask off, and .* is an encoder, which has none: leave it out"),
