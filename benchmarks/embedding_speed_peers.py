@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from benchmarks.embedding_speed_case import RATE, TEMPERATURE, Sizes, rows
-from benchmarks.preference_step_peers import ticking, train
+from benchmarks.trainers import ticking, train
 from benchmarks.turns import Gate
 
 

@@ -5,10 +5,11 @@ worker processes, SDPA attention, rows in order and of one length, so that nothi
 trainers' own mixed precision, which covers what they run under it: in PPO that is the update, not the answers nor the frozen models."""
 
 import sys
-from functools import wraps
 from pathlib import Path
 
+from benchmarks import trainers
 from benchmarks.preference_step_case import BETA, END, GROUPS, KL, PASSES, RATE, SPECIAL, Sizes, preferences, prompts, reward, text, word
+from benchmarks.trainers import ticking, train
 from benchmarks.turns import Gate
 
 PPO = Path(sys.prefix) / "trl-ppo"
@@ -149,6 +150,11 @@ def bare_loop(gate: Gate, model, loss, sizes: Sizes, precision: str) -> None:
             gate.tick(mean.item())
 
 
+def arguments(config_class, folder: Path, precision: str, rows: int, **own):
+    """The settings of every trainer, and its own."""
+    return trainers.arguments(config_class, folder / "out", precision, rows, learning_rate=RATE, **own)
+
+
 def causal(folder: Path):
     import torch
     from transformers import LlamaForCausalLM
@@ -171,43 +177,3 @@ def words(sizes: Sizes):
     made = Tokenizer(models.WordLevel({word(i): i for i in range(sizes.vocab)}, unk_token=SPECIAL[3]))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token=SPECIAL[0], bos_token=SPECIAL[1], eos_token=SPECIAL[END], unk_token=SPECIAL[3])
-
-
-def arguments(config_class, folder: Path, precision: str, rows: int, **own):
-    """The settings of every trainer, and its own."""
-    common = dict(
-        output_dir=str(folder / "out"), per_device_train_batch_size=rows, max_steps=100_000, learning_rate=RATE, lr_scheduler_type="constant",
-        optim="adamw_torch_fused", weight_decay=0.0, max_grad_norm=1.0, bf16=precision == "bf16", use_cpu=True, gradient_checkpointing=False,
-        train_sampling_strategy="sequential", dataloader_num_workers=0, save_strategy="no", eval_strategy="no", logging_strategy="no",
-        report_to="none", disable_tqdm=True, seed=0,
-    )  # fmt: skip
-    return config_class(**common | own)
-
-
-def ticking(gate: Gate):
-    """A callback that waits for its turn after each optimizer step; `loss` is set by `train`."""
-    from transformers import TrainerCallback
-
-    class Ticking(TrainerCallback):
-        loss = None
-
-        def on_step_end(self, args, state, control, **_):
-            gate.tick(float("nan") if self.loss is None else self.loss.item())
-
-    return Ticking()
-
-
-def train(gate: Gate, trainer) -> None:
-    """Let it train; each step's loss is kept for the gate."""
-    callback = next(c for c in trainer.callback_handler.callbacks if type(c).__name__ == "Ticking")
-    compute = trainer.compute_loss
-
-    @wraps(compute)
-    def compute_loss(*arguments, **named):
-        found = compute(*arguments, **named)
-        callback.loss = (found[0] if isinstance(found, tuple) else found).detach()
-        return found
-
-    trainer.compute_loss = compute_loss
-    gate.open()
-    trainer.train()
