@@ -182,6 +182,7 @@ def fit(
     def save(path: Path) -> None:
         checkpoint.write(path, model, stateful, step, best, bad)
 
+    random_state = torch.get_rng_state()
     with Log(folder, steps, step, config.tensorboard, quiet, unit) as log:
         try:
             model.train()
@@ -201,6 +202,7 @@ def fit(
                 for optimizer in optimizers:
                     optimizer.step()
                 step += 1
+                random_state = torch.get_rng_state()
                 if averages:
                     averages.update()
                 if after_step is not None:
@@ -229,6 +231,7 @@ def fit(
                     break
         except KeyboardInterrupt:
             stopped = "interrupted"
+            torch.set_rng_state(random_state)                     # a step that was cut short is taken again, with the same random numbers
             for optimizer in optimizers:
                 optimizer.zero_grad()
             save(last)

@@ -173,3 +173,25 @@ def test_a_recipe_may_add_numbers_to_each_step(tmp_path):
     settings = LoopConfig(lr=0.1, epochs=2, precision="fp32")
     fit(Bigram(), lambda epoch: [pad(EIGHT)], exact_loss, settings, tmp_path, quiet=True, metrics=lambda: asked.append(1) or {"margin": len(asked)})
     assert [line["margin"] for line in map(json.loads, open(tmp_path / "metrics.jsonl"))] == [1, 2]
+
+
+def test_trap37_a_step_that_is_cut_short_is_taken_again_with_the_same_random_numbers(tmp_path):
+    """Interrupted when a micro-batch of step 3 has drawn its dropout already; the rate is not zero at any step."""
+    batches, calls = [pad([example]) for example in EIGHT], []
+
+    def with_dropout(model, batch):
+        total, count = exact_loss(model, batch)
+        return total * nn.functional.dropout(torch.ones((), dtype=torch.float64), 0.5), count
+
+    def interrupting(model, batch):
+        value = with_dropout(model, batch)
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return value
+
+    whole = train(tmp_path, batches, "whole", loss=with_dropout, accumulate=2)[0]
+    assert train(tmp_path, batches, "cut", loss=interrupting, accumulate=2)[1].steps == 2
+    model, config = Bigram(seed=99), LoopConfig(lr=0.1, epochs=1, precision="fp32", clip=0, accumulate=2)
+    fit(model, lambda epoch: batches, with_dropout, config, tmp_path / "cut", resume=True, quiet=True)
+    assert torch.equal(model.table, whole.table)
