@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOGIT_BYTES = 64 * 2**20
-"""Room for one chunk's z, float32. Larger chunks gain nothing; the products of much smaller ones are slow."""
+LOGIT_BYTES, TILE_BYTES = 64 * 2**20, 2**21
+"""Room for one chunk's z: larger chunks gain nothing, the products of much smaller ones are slow. And for the rows of it on which a CPU does softmax and
+gradient at once, in float32: few enough to stay in its cache from one operation to the next."""
 
 Loss = Callable[[Tensor, Tensor, slice], Tensor]
 """(log-probabilities (m,) of the tokens of some whole groups, entropies (m,), which of the n they are) -> the sum of these groups' losses.
@@ -93,7 +94,7 @@ def loss_from_hidden(
         raise ValueError(f"groups hold {sum(groups)} tokens, {len(tokens)} were given: each token belongs to one group")
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    rows = max(1, logit_bytes // (4 * head.shape[0]))
+    rows = max(1, logit_bytes // (dtype.itemsize * head.shape[0]))
     learn = torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad)
     return Scored(*HeadAndLoss.apply(hidden, head, tokens, _chunks(groups, rows), rows, loss, temperature, support, entropy, dtype, learn))
 
@@ -121,45 +122,66 @@ class HeadAndLoss(torch.autograd.Function):
         logprobs, spread = hidden.new_empty(n, dtype=wide), hidden.new_empty(n if entropy else 0, dtype=wide)
         most = min(rows, max((part.stop - part.start for part in chunks), default=0))
         z_buffer = torch.empty(most, len(W), dtype=dtype, device=head.device)          # one for all chunks: fresh memory is slow
+        few = most if head.device.type != "cpu" else min(most, max(1, TILE_BYTES // (wide.itemsize * len(W))))
+        tile = None if dtype == wide else torch.empty(few, len(W), dtype=wide, device=head.device)
+        shift = hidden.new_empty(most, 1, dtype=wide)                                  # logsumexp(z)
+        part_of_dW = None if dhead is None or dtype == wide else torch.empty_like(W)
         total = torch.zeros((), dtype=wide, device=head.device)
 
-        def softmax(part: slice) -> Tensor:
-            """p of these tokens' rows, (m, V); their log-probabilities go to `logprobs`."""
-            z = torch.mm(hidden[part].to(dtype), W.T, out=z_buffer[: part.stop - part.start]).to(wide)
-            z = z if temperature == 1.0 else z.div_(temperature)
-            if support is not None:
-                z.masked_fill_(~unpack_support(support[part], len(W)), float("-inf"))
-            aim, top = z.gather(1, tokens[part, None]), z.amax(1, keepdim=True)        # (m, 1)
-            p = torch.softmax(z, 1, out=z)                                             # in place
-            if entropy:
-                spread[part] = -torch.xlogy(p, p).sum(1)
-            logprobs[part] = (aim - top + p.amax(1, keepdim=True).log())[:, 0]         # logsumexp(z) = max z - log max p
-            return p
+        def tiles(part: slice):
+            """(places among the n, rows of z) of some rows at a time."""
+            return [(slice(a, min(a + few, part.stop)), slice(a - part.start, min(a + few, part.stop) - part.start)) for a in range(part.start, part.stop, few)]
 
-        def gradients(part: slice, p: Tensor, slope: Tensor, slope_entropy: Tensor | None) -> None:
-            """Add the part of dh and dW; slope: dL/dlog p / tau, slope_entropy: dL/dH / tau, (m, 1). p is used up."""
-            from_entropy = None if slope_entropy is None else torch.xlogy(p, p).addcmul_(p, spread[part, None]).mul_(slope_entropy)
-            dz = p.mul_(-slope).scatter_add_(1, tokens[part, None], slope)             # (m, V)
-            dz = (dz if from_entropy is None else dz.sub_(from_entropy)).to(dtype)
+        def logits(place: slice, own: slice) -> Tensor:
+            """z of a tile, (m, V); its rows of z_buffer themselves if those are float32."""
+            z = z_buffer[own] if tile is None else tile[: own.stop - own.start].copy_(z_buffer[own])
+            z = z if temperature == 1.0 else z.div_(temperature)
+            return z if support is None else z.masked_fill_(~unpack_support(support[place], len(W)), float("-inf"))
+
+        def log_softmax(part: slice) -> None:
+            """`logprobs` of a chunk, which is in z_buffer afterwards: as z, or where that is float32 as log p."""
+            torch.mm(hidden[part].to(dtype), W.T, out=z_buffer[: part.stop - part.start])
+            for place, own in tiles(part):
+                z = logits(place, own)
+                column = tokens[place, None] if support is None else z.argmax(1, keepdim=True)           # one that is not -inf
+                shift[own] = z.gather(1, column)
+                log_p = torch.log_softmax(z, 1, out=z)                                 # in place
+                shift[own] -= log_p.gather(1, column)
+                logprobs[place] = log_p.gather(1, tokens[place, None])[:, 0]
+                if entropy:
+                    p = log_p.exp()
+                    spread[place] = -torch.xlogy(p, p).sum(1)
+
+        def gradients(part: slice, slope: Tensor, slope_entropy: Tensor | None) -> None:
+            """Add the chunk's dh and dW; slope: dL/dlog p / tau, slope_entropy: dL/dH / tau, (m, 1). What is in z_buffer is used up."""
+            for place, own in tiles(part):
+                p = (z_buffer[own] if tile is None else logits(place, own).sub_(shift[own])).exp_()
+                from_entropy = None if slope_entropy is None else torch.xlogy(p, p).addcmul_(p, spread[place, None]).mul_(slope_entropy[own])
+                dz = p.mul_(-slope[own]).scatter_add_(1, tokens[place, None], slope[own])                # (m, V)
+                dz = dz if from_entropy is None else dz.sub_(from_entropy)
+                if tile is not None:
+                    z_buffer[own] = dz
+            dz = z_buffer[: part.stop - part.start]
             if dhidden is not None:
                 dhidden[part] = torch.mm(dz, W).to(dhidden.dtype)
             if dhead is not None:
                 h = hidden[part].to(dtype)
-                dhead.addmm_(dz.T, h) if dtype == wide else dhead.add_(dz.T @ h)
+                dhead.addmm_(dz.T, h) if tile is None else dhead.add_(torch.mm(dz.T, h, out=part_of_dW))
 
         with torch.autocast(hidden.device.type, enabled=False):
             for part in chunks:
                 pieces = [slice(i, min(i + rows, part.stop)) for i in range(part.start, part.stop, rows)]
                 for piece in pieces:
-                    p = softmax(piece)
+                    log_softmax(piece)
                 value, slopes = _slopes(loss, logprobs[part], spread[part], part, learn)
                 total += value
                 if dhidden is None and dhead is None:
                     continue
                 for piece in pieces:
-                    p = p if len(pieces) == 1 else softmax(piece)                      # of the only piece it is still there
+                    if len(pieces) > 1:                                                # the only piece is still there
+                        log_softmax(piece)
                     own = slice(piece.start - part.start, piece.stop - part.start)
-                    gradients(piece, p, *(None if slope is None else slope[own, None] / temperature for slope in slopes))
+                    gradients(piece, *(None if slope is None else slope[own, None] / temperature for slope in slopes))
         ctx.save_for_backward(dhidden, dhead)
         ctx.head_dtype = head.dtype
         ctx.mark_non_differentiable(logprobs, spread)

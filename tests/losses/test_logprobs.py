@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from minift.losses import logprobs as module
 from minift.losses.logprobs import entropy_of, loss_from_hidden, of_tokens, pack_support, per_answer, unpack_support
 
 N, C, V = 13, 5, 37
@@ -48,7 +49,7 @@ def gradients(total, *inputs):
 
 
 def rows(count):
-    return 4 * V * count
+    return 8 * V * count                                              # float64
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 4, 5, 8, 9, 12, 13, 100])    # a pair of 9 tokens is larger than some of these
@@ -148,3 +149,43 @@ def test_groups_must_hold_every_token():
     hidden, head, tokens = case()
     with pytest.raises(ValueError, match="groups hold 4 tokens, 13 were given"):
         loss_from_hidden(hidden, head, tokens, [4], pair_loss)
+
+
+@pytest.mark.parametrize("rows_of_a_tile", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_rows_in_the_cache_at_once_change_nothing(monkeypatch, dtype, rows_of_a_tile):
+    """Chunks of up to 9 tokens in tiles of 1, 2 and 5, the last ones shorter; with a temperature, a support and an entropy."""
+
+    def found():
+        hidden, head, tokens = case(dtype, spread=2.0)
+        allowed = some_tokens(tokens)
+        loss = lambda logprobs, entropy, part: (logprobs * (1 + torch.arange(part.start, part.stop))).sum() + 0.3 * entropy.sum()
+        own = loss_from_hidden(hidden, head, tokens, PAIRS, loss, 0.7, pack_support(allowed), entropy=True, logit_bytes=dtype.itemsize * V * 9)
+        return [own.logprobs, own.entropy, *gradients(own.loss, hidden, head)], [*plain(hidden, head, tokens, loss, PAIRS, 0.7, allowed)[None].detach()]
+
+    whole, (expected,) = found()
+    monkeypatch.setattr(module, "TILE_BYTES", rows_of_a_tile * V * max(4, dtype.itemsize))
+    tiled, _ = found()
+    assert all(torch.equal(one, other) for one, other in zip(whole, tiled))
+    assert whole[2].item() == pytest.approx(expected.item(), rel=1e-12 if dtype == torch.float64 else 1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_gradients_in_bfloat16_are_the_plain_ones_rounded():
+    """dz is rounded to 8 bits, 2^-9 of each number, before the products; dh sums V = 37 of them, dW n = 13."""
+    hidden, head, tokens = case(torch.bfloat16, spread=2.0)
+    loss = lambda logprobs, entropy, part: -logprobs.sum()
+    ours = gradients(loss_from_hidden(hidden, head, tokens, PAIRS, loss, logit_bytes=2 * V * 9).loss, hidden, head)
+    wide = [part.detach().double().requires_grad_() for part in (hidden, head)]
+    theirs = gradients(plain(*wide, tokens, loss, PAIRS), *wide)
+    for our, their in zip(ours[1:], theirs[1:]):
+        torch.testing.assert_close(our.double(), their, atol=2**-6 * their.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_that_could_not_be_drawn_spoils_no_gradient_of_others(dtype):
+    hidden, head, tokens = case(dtype)
+    allowed = some_tokens(tokens).scatter(1, tokens[:1, None], False)                 # the first row's token alone
+    own = loss_from_hidden(hidden, head, tokens, [1] * N, lambda logprobs, *_: logprobs[logprobs > float("-inf")].sum(), support=pack_support(allowed))
+    _, dhidden, dhead = gradients(own.loss, hidden, head)
+    assert own.logprobs[0] == float("-inf") and not dhidden[0].any()
+    assert dhidden.isfinite().all() and dhidden[1:].any() and dhead.isfinite().all()
