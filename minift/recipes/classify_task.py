@@ -48,6 +48,9 @@ class Config(RunConfig):
     """One label of many: this share of the probability goes to all labels alike, against too much certainty."""
     rows: int = 32
     """Rows of a batch, where the model is fine-tuned."""
+    best: Literal["loss", "score"] = "loss"
+    """Where the model is fine-tuned: what makes an evaluation the best one, whose weights are kept; score: accuracy, micro F1 or Spearman, whichever
+    is told first. Accuracy often goes on rising after the loss has begun to."""
     shots: tuple[int, ...] = ()
     """Few-shot: learn from so many rows of each label only; several numbers make a curve: --shots 1 2 4 8 16. The first draw's classifier is kept."""
     draws: int = 5

@@ -7,6 +7,7 @@ training rows, with steps in units of their deviation. Proved in tests/recipes/t
 
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from minift.peft.training import after_step, penalty, settled
 from minift.recipes.classify_report import MAIN, measured, summary, write_report
 from minift.recipes.classify_task import Config, Data, Result, lasting, objective
 from minift.recipes.methods import METHODS
+from minift.recipes.profile_report import write_profile
 from minift.recipes.report import draw_loss
 from minift.recipes.tuning import choose_parameters, loaded_in, with_rate, write_result
 from minift.tokenizer import Tokenizer
@@ -85,8 +87,9 @@ def run(config: Config, data: Data, quiet: bool = False) -> Result:
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed + number))
         return [ClassBatch([train[i] for i in some.tolist()], answers[some]) for some in order.split(config.rows)]
 
+    cost = itemgetter("loss") if config.best == "loss" else lambda values: -values[MAIN[data.problem]]
     before = evaluate()[0]
-    outcome = fit(model, epoch, step_loss, config, folder, told, config.resume, quiet, partial(after_step, model), partial(settled, model), unit="rows")
+    outcome = fit(model, epoch, step_loss, config, folder, told, config.resume, quiet, partial(after_step, model), partial(settled, model), unit="rows", cost=cost)
     found, scores = evaluate()
 
     if METHODS[config.method].whole:
@@ -94,6 +97,7 @@ def run(config: Config, data: Data, quiet: bool = False) -> Result:
     written = write_result(model, tokenizer, config, folder, base=lasting(config.model))
     write_names(written, Classifier(data.problem, labels, data.found.sides, model, tokenizer, config.max_length, precision=config.precision))
     draw_loss(folder, f"Held-out loss {before['loss']:.3f} → {found['loss']:.3f}", before["loss"], ylabel="loss, mean over rows")
+    write_profile(folder, quiet)
     write_report(folder, data, scores, held_out, found, config.mistakes)
     say(f"held-out loss {before['loss']:.3f} -> {found['loss']:.3f}, {summary(data.problem, found)}; written: {written}")
     return Result(found, written, outcome.stopped == "interrupted")

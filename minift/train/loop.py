@@ -13,6 +13,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,8 @@ from minift.train import checkpoint, memory
 from minift.train.ema import Averages
 from minift.train.log import Log
 from minift.train.optim import Name, Projection, Schedule, learning_rate_factor, optimizers_of, set_learning_rate
-from minift.train.precision import Precision, autocast
+from minift.train.precision import Precision, autocast, chosen
+from minift.train.profile import laps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,8 @@ class LoopConfig:
     """Of the order of the data, dropout and new weights."""
     tensorboard: bool = False
     """Write TensorBoard files into the run folder too (needs the package tensorboard)."""
-
+    profile: bool = False
+    """Look at a few early steps: where their time and memory go, on a page (profile.md), and a trace for Perfetto."""
 
     def __post_init__(self):
         """Refuse numbers that no run could mean."""
@@ -104,6 +107,8 @@ class LoopConfig:
             raise InputError(f"--cooldown is {self.cooldown}, --warmup {self.warmup}: shares of the same steps, wanted more than 0 and together at most 1")
         for name in ("galore_rank", "galore_every", "galore_scale"):
             self._refuse_without_effect(name, self.optimizer == "galore", "--optimizer galore")
+        if self.profile and self.compile:
+            raise InputError("--profile tells the parts of a step apart by hooks, around which nothing is compiled: leave --compile out")
         self._refuse_without_effect("betas", self.optimizer != "adafactor", "every --optimizer but adafactor")
         self._refuse_without_effect("cooldown", self.schedule == "wsd", "--schedule wsd")
 
@@ -123,7 +128,7 @@ class Outcome:
     steps: int
     """Optimizer steps taken."""
     best: float | None
-    """The best evaluation loss, whose weights the model holds at the end; None without evaluation."""
+    """The least cost of an evaluation, its loss unless said, whose weights the model holds at the end; None without evaluation."""
     stopped: Literal["finished", "patience", "interrupted"]
 
 
@@ -150,11 +155,12 @@ def fit(
     counts: Callable[[int, int], bool] | None = None,
     metrics: Callable[[], dict[str, float]] | None = None,
     unit: str = "tokens",
+    cost: Callable[[dict[str, float]], float] = itemgetter("loss"),
 ) -> Outcome:
     """Train the model's trainable parameters in place.
 
     epoch_batches(n) gives the micro-batches of epoch n, the same ones each time it is asked. evaluate() returns named values of
-    which "loss" decides what is best. after_step(step, steps) is called while the gradients are still there. An evaluation at which
+    whose cost (the "loss", unless said) the best one has least of. after_step(step, steps) is called while the gradients are still there. An evaluation at which
     counts(step, steps) is False cannot be the best one. metrics() is asked after each step for what else its line should hold; unit: what
     a batch's targets are. Checkpoints and metrics.jsonl go to `folder`. Raises FloatingPointError at a loss that is not
     finite, before it reaches the weights."""
@@ -183,17 +189,22 @@ def fit(
         checkpoint.write(path, model, stateful, step, best, bad)
 
     random_state = torch.get_rng_state()
-    with Log(folder, steps, step, config.tensorboard, quiet, unit) as log:
+    bf16 = chosen(config.precision, device.type) == "bf16"
+    with Log(folder, steps, step, config.tensorboard, quiet, unit) as log, laps(config.profile, folder, model, optimizers, step, steps, bf16, log.say) as lap:
         try:
             model.train()
             for window in _windows(epoch_batches, config.accumulate, per_epoch, step, steps):
                 targets = max(1, sum(batch.targets for batch in window))
                 total = 0.0
                 for batch in window:
+                    batch = batch.to(device)
+                    lap("data")
                     with autocast(config.precision, device.type):
-                        loss_sum, _ = compute(model, batch.to(device))
+                        loss_sum, _ = compute(model, batch)
+                    lap("loss")                                   # the forward pass too, unless it is profiled: profile.py has a hook at its end
                     (loss_sum / targets).backward()
                     total += loss_sum.item() / targets
+                    lap("backward")
                 norm = nn.utils.clip_grad_norm_(trained, config.clip or math.inf)
                 if not math.isfinite(total) or not torch.isfinite(norm):
                     raise FloatingPointError(_not_finite(total, step, per_epoch, config.accumulate, last))
@@ -209,6 +220,7 @@ def fit(
                     after_step(step, steps)
                 for optimizer in optimizers:
                     optimizer.zero_grad()
+                lap("optimizer")
                 log.step(step, total, config.lr * factor, norm.item(), targets, metrics() if metrics is not None else {})
                 if evaluate is not None and (step % eval_every == 0 or step == steps):
                     with measured():
@@ -218,13 +230,14 @@ def fit(
                             raise FloatingPointError(f"the held-out loss is {values['loss']} after step {step}: training stopped; {_kept(last)}")
                         log.evaluation(step, values)
                         if counts is None or counts(step, steps):
-                            best, bad = (values["loss"], 0) if best is None or values["loss"] < best else (best, bad + 1)
+                            best, bad = (cost(values), 0) if best is None or cost(values) < best else (best, bad + 1)
                             if bad == 0:
                                 save(best_file)
                 if step % (config.save_every or eval_every) == 0 or step == steps:
                     save(last)
                 if step % memory.EVERY == 0:
                     memory.give_back()
+                lap("between")
                 if config.patience and bad >= config.patience:
                     stopped = "patience"
                     log.say(f"no better held-out loss in {bad} evaluations: stopped at step {step} of {steps}")

@@ -9,6 +9,7 @@ TEST_ROWS, TEST_PAIRS, TEST_LOSS, PARITY = "tests/data/test_classified.py", "tes
 TEST_HEADS, TEST_FEATURES, TEST_SCORES, TEST = (f"tests/classify/test_{name}.py" for name in ("heads", "features", "scores", "classifier"))
 
 MUTANTS = [
+    Mutant("best_is_the_least_loss_whatever_was_asked", "minift/recipes/classify_tuned.py", ", cost=cost)", ")", "tests/recipes/test_classify.py"),
     Mutant("the_worst_l2_is_chosen", "minift/classify/heads.py", "return min(found, key=found.get)", "return max(found, key=found.get)", "tests/classify/test_heads.py"),
     Mutant("l2_judged_on_the_rows_it_learned_from", "minift/classify/heads.py", "loss(head(features[held_out]), answers[held_out])", "loss(head(features[~held_out]), answers[~held_out])", "tests/classify/test_heads.py"),
     Mutant("few_rows_choose_too", "minift/classify/heads.py", "return FEW", "pass", "tests/classify/test_heads.py"),

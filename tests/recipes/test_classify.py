@@ -147,6 +147,17 @@ def test_a_classifier_goes_on_with_its_own_labels_and_no_others(classify, files,
     assert status == 2 and "a classifier for other labels (blue, green, red)" in complaint
 
 
+def test_the_kept_weights_are_those_of_the_least_loss_or_of_the_best_score(classify, tmp_path):
+    """A rate so high that the two differ: the weights that are kept are found by what they score."""
+    told = {}
+    for best in ("loss", "score"):
+        assert classify("--method", "full", "--lr", 2e-2, "--epochs", 8, "--rows", 8, "--best", best, out=best)[0] == 0
+        lines = [line for line in read_metrics(tmp_path / best) if "eval_loss" in line]
+        told[best] = min(lines, key=lambda line: line["eval_loss"] if best == "loss" else -line["eval_accuracy"])
+        assert held_out(tmp_path / best)["accuracy"] == pytest.approx(told[best]["eval_accuracy"], abs=1e-4)
+    assert told["loss"]["step"] != told["score"]["step"]
+
+
 def test_a_classifier_without_names_goes_on_with_numbered_labels_in_their_order(classify, files, tmp_path):
     numbered = [{**row, "label": COLOURS.index(row["label"])} for row in rows(90)]
     (files / "numbered.jsonl").write_text("".join(json.dumps(row) + "\n" for row in numbered))
