@@ -34,6 +34,7 @@ from minift.recipes.objectives import REFERENCE_FREE, Answers, ObjectiveConfig, 
 from minift.recipes.preference_rows import Rows, read_rows
 from minift.recipes.preference_plots import draw_preferences
 from minift.recipes.reference import base_of, keeps_base, named_file, reference_sums, set_dropout
+from minift.recipes.profile_report import write_profile
 from minift.recipes.report import draw_loss, write_samples
 from minift.recipes.tuning import RunConfig, choose_parameters, loaded_in, with_rate, write_result
 from minift.train.answers import logprobs_of_answers, loss_of_answers
@@ -121,6 +122,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     set_dropout(model, dropout)                                                                         # what is written has its own again
     written = write_result(model, tokenizer, config, folder, base=config.model)
     draw_loss(folder, f"Held-out loss {before['loss']:.3f} → {after['loss']:.3f}", before["loss"], ylabel=f"{config.loss} loss, mean over {loss.unit}")
+    write_profile(folder, quiet)
     draw_preferences(folder, before, None if config.loss in REFERENCE_FREE else beta_of(config), labelled=config.loss == "kto")
     write_samples(folder, [row for row, _ in asked], said_before, said_after)
     say(f"held-out loss {before['loss']:.3f} -> {after['loss']:.3f}, {after['accuracy']:.0%} of the {loss.unit} ranked right; "

@@ -39,6 +39,7 @@ from minift.recipes.embed_report import measured, write_report
 from minift.recipes.embed_rows import EmbedBatch, Rows, mined, read_rows
 from minift.recipes.embed_teacher import encoder_of, prompt_of, refuse_teacher, teach
 from minift.recipes.methods import METHODS
+from minift.recipes.profile_report import write_profile
 from minift.recipes.report import draw_loss
 from minift.recipes.tuning import RunConfig, choose_parameters, loaded_in, with_rate, write_result
 from minift.train.grad_cache import grad_cache
@@ -159,6 +160,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     if not METHODS[config.method].whole:
         write_pooling(pooling, model.config.hidden_size, written)
     draw_loss(folder, f"Held-out loss {before['loss']:.3f} → {after['loss']:.3f}", before["loss"], ylabel=f"{config.loss} loss, mean over rows")
+    write_profile(folder, quiet)
     write_report(folder, before, after, valid_rows, measure, config)
     names = [name for name in before if name not in ("loss", "rows")]
     say("; ".join([f"held-out loss {before['loss']:.3f} -> {after['loss']:.3f}", *(f"{name} {before[name]:.3f} -> {after[name]:.3f}" for name in names), f"written: {written}"]))

@@ -19,7 +19,7 @@ from minift.train.lr_finder import Sweep, rates_between, sweep
 from minift.train.neftune import noisy
 from minift.train.run import open_run
 
-WITHOUT_EFFECT = ("lr", "epochs", "max_steps", "schedule", "cooldown", "warmup", "eval_every", "patience", "save_every", "tensorboard", "ema", "compile",
+WITHOUT_EFFECT = ("lr", "epochs", "max_steps", "schedule", "cooldown", "warmup", "eval_every", "patience", "save_every", "tensorboard", "profile", "ema", "compile",
                   "samples", "new_tokens", "resume")  # fmt: skip
 """Options of sft that a sweep has no use for."""
 

@@ -86,6 +86,8 @@ def refuse_without_effect(config: OnPolicyConfig) -> None:
         raise InputError("--epochs and --batching have no effect here: leave them out (--max-steps says how long, rows are always shared by answers)")
     if config.optimizer in ("muon", "galore") or config.method == "adalora":
         raise InputError("--optimizer muon or galore and --method adalora are not for learning from rewards, where there is no schedule of data: take adamw, lora")
+    if config.profile:
+        raise InputError("--profile is for recipes whose steps are forward, loss, backward, and these answer prompts first: leave it out")
     if config.ema:
         raise InputError("--ema has no effect here: leave it out (answers are drawn from the weights that learn)")
     if config.passes < 1 or config.minibatches < 1 or config.prompts < 1 or config.judged < 1 or config.new_tokens < 1:

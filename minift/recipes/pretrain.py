@@ -26,6 +26,7 @@ from minift.errors import InputError
 from minift.losses.sft import next_token
 from minift.models.config import ModelConfig
 from minift.models.transformer import Transformer
+from minift.recipes.profile_report import write_profile
 from minift.recipes.report import draw_loss
 from minift.tokenizer import Tokenizer
 from minift.train.loop import LoopConfig, Outcome, fit
@@ -113,6 +114,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     outcome = fit(model, epoch, loss, config, folder, evaluate, config.resume, quiet)
     folders.save(model.to(getattr(torch, config.dtype)), tokenizer, folder / "model", overwrite=True)
     draw_loss(folder, "Pre-training")
+    write_profile(folder, quiet)
     result = Result(outcome, folder / "model", evaluate()["bits_per_byte"])
     if not quiet:
         print(f"{result.bits_per_byte:.3f} bits per byte of {len(valid_texts)} held-out texts; written: {result.model}")

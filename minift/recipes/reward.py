@@ -31,6 +31,7 @@ from minift.recipes.dpo import refuse_too_long
 from minift.recipes.loading import use_template
 from minift.recipes.methods import METHODS
 from minift.recipes.preference_rows import Rows, read_rows
+from minift.recipes.profile_report import write_profile
 from minift.recipes.report import draw_loss
 from minift.recipes.reward_report import draw_rewards, write_disagreements
 from minift.recipes.tuning import RunConfig, choose_parameters, loaded_in, with_rate, write_result
@@ -100,6 +101,7 @@ def run(config: Config, quiet: bool = False) -> Result:
 
     written = write_result(model, tokenizer, config, folder, base=config.model)
     draw_loss(folder, f"Held-out loss {before['loss']:.3f} → {after['loss']:.3f}", before["loss"], ylabel="Bradley-Terry loss, each pair")
+    write_profile(folder, quiet)
     draw_rewards(folder, scores_before, scores, (before["accuracy"], after["accuracy"]))
     write_disagreements(folder, valid.trees, scores, tokenizer, config.samples)
     say(f"held-out loss {before['loss']:.3f} -> {after['loss']:.3f}, pairs ranked right {before['accuracy']:.1%} -> "

@@ -39,6 +39,7 @@ from minift.peft.training import after_step, penalty, settled
 from minift.peft.wrapper import plain_weight
 from minift.recipes.loading import read_by
 from minift.recipes.methods import METHODS
+from minift.recipes.profile_report import write_profile
 from minift.recipes.report import describe, draw_loss, write_samples
 from minift.recipes.tuning import MethodConfig, RunConfig, as_base, choose_parameters, loaded_in, with_rate, write_result
 from minift.tokenizer import Tokenizer
@@ -158,7 +159,9 @@ def tune(
     measure = lambda: {"loss": evaluate(model, valid_set, config)}
     tell, counts = partial(after_step, model), partial(settled, model)
     learned = noisy(loss, neftune) if neftune else loss
-    return fit(model, batches(train_set, config), learned, config, folder, measure, resume, quiet, tell, counts)
+    outcome = fit(model, batches(train_set, config), learned, config, folder, measure, resume, quiet, tell, counts)
+    write_profile(folder, quiet)
+    return outcome
 
 
 def refuse_too_long(examples: Sequence[Example], model: Transformer) -> None:

@@ -32,7 +32,10 @@ def fastest(device_type: str = "cpu") -> Literal["fp32", "bf16"]:
     return "bf16" if seconds[torch.float32] > 1.2 * seconds[torch.bfloat16] else "fp32"
 
 
+def chosen(precision: Precision, device_type: str = "cpu") -> Literal["fp32", "bf16"]:
+    return fastest(device_type) if precision == "auto" else precision
+
+
 def autocast(precision: Precision, device_type: str = "cpu") -> contextlib.AbstractContextManager:
     """The context in which a model's forward pass runs."""
-    chosen = fastest(device_type) if precision == "auto" else precision
-    return torch.autocast(device_type, torch.bfloat16) if chosen == "bf16" else contextlib.nullcontext()
+    return torch.autocast(device_type, torch.bfloat16) if chosen(precision, device_type) == "bf16" else contextlib.nullcontext()

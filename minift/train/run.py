@@ -18,7 +18,7 @@ import torch
 from minift.errors import InputError
 from minift.files import refuse_if_used, write_text
 
-FREE_TO_CHANGE = {"resume", "overwrite", "epochs", "max_steps", "patience", "save_every", "tensorboard", "methods",
+FREE_TO_CHANGE = {"resume", "overwrite", "epochs", "max_steps", "patience", "save_every", "tensorboard", "profile", "methods",
                   "judge_timeout", "judge_retries", "judge_workers", "judge_failures", "judge_key"}    # fmt: skip
 """Settings that a resumed run may set anew: none of them changes what was done so far."""
 

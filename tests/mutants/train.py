@@ -10,7 +10,7 @@ MUTANTS = [
            "targets = max(1, sum(batch.targets for batch in window)) * config.accumulate / len(window)", TEST_LOOP),
     Mutant("last_window_dropped", LOOP, "per_epoch = math.ceil(micro_batches / config.accumulate)",
            "per_epoch = micro_batches // config.accumulate", TEST_LOOP),
-    Mutant("no_zero_grad", LOOP, "                for optimizer in optimizers:\n                    optimizer.zero_grad()\n                log.step", "                log.step", TEST_LOOP),
+    Mutant("no_zero_grad", LOOP, "                for optimizer in optimizers:\n                    optimizer.zero_grad()\n                lap(\"optimizer\")\n", "                lap(\"optimizer\")\n", TEST_LOOP),
     Mutant("resume_forgets_the_optimizer", "minift/train/checkpoint.py", "        optimizer.load_state_dict(saved)", "        pass", TEST_LOOP),
     Mutant("resume_starts_the_data_again", LOOP, "_windows(epoch_batches, config.accumulate, per_epoch, step, steps)",
            "_windows(epoch_batches, config.accumulate, per_epoch, 0, steps - step)", TEST_LOOP),
