@@ -68,7 +68,7 @@ def page(found: dict) -> str:
 ![time by part; memory by kind](profile.png)
 
 Steps {timed[0]} to {timed[-1]} were timed, step {found["counted"]} counted, step {found["traced"]} traced (`trace.json.gz`: open it at ui.perfetto.dev). Products in
-{found["dtype"]}; {found["device"]}, {found["threads"]} threads, torch {found["torch"]}.
+{found["dtype"]}; {found["device"]}, {found["threads"]} thread{'s' * (found["threads"] != 1)}, torch {found["torch"]}.
 
 {markdown_table(["part", "ms a step", "share"], parts)}
 

@@ -19,7 +19,7 @@ MUTANTS = [
     Mutant("freed_memory_stays_counted", KINDS, "    def _freed(self, size: int) -> None:\n        self.now -= size", "    def _freed(self, size: int) -> None:\n        pass", TEST_KINDS),
     Mutant("weights_are_activations", KINDS, "            self.seen[tensor.untyped_storage()] = None", "            pass", TEST_KINDS),
     Mutant("masks_are_free", KINDS, "(s * T if read.masked else 0)", "0", TEST_KINDS),
-    Mutant("checkpointing_saves_nothing", KINDS, "(n * w * c.hidden_size if checkpointing else one)", "one", TEST_KINDS),
+    Mutant("checkpointing_saves_nothing", KINDS, "(stream if checkpointing else one)", "one", TEST_KINDS),
     Mutant("frozen_blocks_keep_theirs", KINDS, "learn.index(True) if True in learn else len(learn)", "0", TEST_KINDS),
     Mutant("galore_remembers_both_sides", KINDS, "(min(p.shape) + 2 * max(p.shape))", "(2 * min(p.shape) + 2 * max(p.shape))", TEST_KINDS),
     Mutant("utilisation_of_other_lengths", PAGE, 'flop = found["flop"] * (found["tokens"] / tokens if tokens else 1.0)', 'flop = found["flop"]', TEST_PAGE),

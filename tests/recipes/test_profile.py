@@ -5,6 +5,7 @@ import json
 import pytest
 
 from minift.recipes.profile_report import page, utilisation, verdict, write_profile
+from tests.recipes.test_pretrain import FLAGS, book  # noqa: F401
 from tests.recipes.test_sft import data  # noqa: F401
 
 FOUND = {
@@ -48,13 +49,35 @@ def test_sft_leaves_the_page_the_picture_and_the_trace(minift, small_model, data
     assert 0 < utilisation(found)["share"] < 1 and found["dtype"] == ("bfloat16" if "bf16" in options else "float32")
 
 
-def test_pretrain_has_it_too(minift, tmp_path):
-    (tmp_path / "text.txt").write_text("\n\n".join(f"the {a} of the {b} is {a}{b}." for a in "abcdefghijkl" for b in "mnopqrstuvwxyz"))
-    shape = ("--vocab-size", 60, "--hidden-size", 16, "--layers", 1, "--heads", 2, "--kv-heads", 2, "--mlp-size", 24, "--context", 32, "--batch-size", 4)
-    status, _, complaint = minift("pretrain", "--data", tmp_path / "text.txt", "--out", tmp_path / "run", "--max-steps", 5, "--precision", "fp32", *shape, "--profile")
+def test_pretrain_has_it_too(minift, book, tmp_path):  # noqa: F811
+    options = [*FLAGS, "--context", 64, "--max-steps", 5, "--profile"]
+    status, _, complaint = minift("pretrain", "--data", book, "--out", tmp_path / "run", *options)
     assert status == 0 and not complaint and "| loss |" in (tmp_path / "run" / "profile.md").read_text()
     found = json.loads((tmp_path / "run" / "profile.json").read_text())
     assert found["foretold"]["activations"] == pytest.approx(found["measured"]["activations"], rel=0.3)          # all logits are kept here
+
+
+ROWS = {
+    "dpo": {"prompt": "a red sun number {} is", "chosen": " red.", "rejected": " a blue one."},
+    "reward": {"prompt": "a red sun number {} is", "chosen": " red.", "rejected": " a blue one."},
+    "embed": {"anchor": "a red sun number {}", "positive": "{} suns are red"},
+    "classify": {"text": "a sun number {}", "label": "red"},
+}
+
+
+@pytest.mark.parametrize("verb", ROWS)
+def test_every_recipe_of_the_loop_has_it(minift, small_model, tmp_path, verb):
+    rows = [{name: text.format(i) for name, text in ROWS[verb].items()} for i in range(60)]
+    if verb == "classify":
+        rows = [{**row, "label": ("red", "blue")[i % 2]} for i, row in enumerate(rows)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = ("--batch-tokens", 200) if verb in ("dpo", "reward") else ("--rows", 8)
+    status, said, complaint = minift(verb, "--model", small_model, "--data", tmp_path / "rows.jsonl", "--out", tmp_path / "run", "--method", "lora", *sizes,
+                                     "--held-out", 0.3, "--max-steps", 5, "--epochs", 9, "--precision", "fp32", "--profile")    # fmt: skip
+    assert status == 0 and not complaint and "profile.md" in said
+    found = json.loads((tmp_path / "run" / "profile.json").read_text())
+    assert found["timed"] == [1, 2, 3] and found["flop"] > 0 and found["tokens"] > 0 and found["ms"]["forward"] > 0 and found["ms"]["loss"] > 0
+    assert found["foretold"]["activations"] == pytest.approx(found["measured"]["activations"], rel=0.6)          # their losses are not in the formula
 
 
 def test_learning_from_rewards_has_other_steps(minift, small_model, tmp_path):

@@ -27,7 +27,7 @@ def kinds(folder, model, packed=True, **settings):
     """(foretold, measured) of a short run on rows of 4 x 256 tokens."""
     ids, mask = torch.randint(1000, (4, 256), generator=torch.Generator().manual_seed(1)), torch.ones(4, 256, dtype=torch.bool)
     batch = Batch(ids, mask, torch.zeros_like(ids) if packed else None)
-    fit(model, lambda epoch: [batch] * 3, loss, LoopConfig(epochs=1, precision="fp32", profile=True, **settings), folder, quiet=True)
+    fit(model, lambda epoch: [batch] * 3, loss, LoopConfig(**{"epochs": 1, "precision": "fp32", "profile": True, **settings}), folder, quiet=True)
     found = json.loads((folder / "profile.json").read_text())
     return found["foretold"], found["measured"]
 
