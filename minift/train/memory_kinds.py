@@ -14,7 +14,7 @@ A block of a LLaMA keeps for its backward pass, in bytes a token (w: of the stre
     weights        a N K for each linear where autocast rounds it
 
 and what is alive at once is n = B T tokens times all blocks that learn (with checkpointing w C for each, their inputs) and the larger of two:
-at the loss    the last norm's as above;  4 w C: the stream, its targets' rows, their gradients twice;  a V logits, at most losses/logprobs.py's LOGIT_BYTES,
+at the loss    the last norm's as above;  4 w C: the stream, its targets' rows, their gradients twice;  a V logits, at most logprobs.py's LOGIT_BYTES,
                and a tile of them in float32 if a < w;  4 V C bytes (not a token) for the head's gradient if it trains, and W rounded.
                A recipe that keeps all logits (pre-training) has (a + 8) V in place of these.
 behind it      w C + 2 a M: the gradients of the stream and in one MLP; with checkpointing one block in full
@@ -75,7 +75,8 @@ def remembered(optimizer: torch.optim.Optimizer, p: Tensor, group: dict) -> int:
         return each * group["rank"] * (min(p.shape) + 2 * max(p.shape))
     if isinstance(optimizer, (Lion, torch.optim.SGD, torch.optim.Muon)):
         return n * (each if isinstance(optimizer, Lion) else p.itemsize)
-    return 2 * n * (each if isinstance(optimizer, GaLore) else p.itemsize) + (4 if isinstance(optimizer, torch.optim.AdamW) else 0)    # 4: the step's number
+    number = 4 if isinstance(optimizer, torch.optim.AdamW) else 0                    # of the step, a tensor
+    return 2 * n * (each if isinstance(optimizer, GaLore) else p.itemsize) + number
 
 
 @dataclass(frozen=True)

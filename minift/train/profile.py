@@ -24,7 +24,6 @@ from torch import nn
 
 from minift.files import write_text
 from minift.models.transformer import Transformer
-from minift.train import flops
 from minift.train.memory_kinds import Alive, Read, activations, foretold, size_of, state_tensors
 
 PARTS = ("data", "forward", "loss", "backward", "optimizer")
@@ -70,6 +69,8 @@ def laps(
 
 class Profile:
     def __init__(self, folder, model, optimizers, steps: Steps, first: int, bf16: bool):
+        from minift.train import flops                          # here: torch's formulas import triton where there is one, and every run would wait
+
         self.folder, self.model, self.optimizers, self.steps, self.step, self.bf16 = folder, model, optimizers, steps, first, bf16
         self.bodies = [module for module in model.modules() if isinstance(module, Transformer)]
         self.device = next(model.parameters()).device
@@ -81,13 +82,15 @@ class Profile:
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type, "torch": torch.__version__,
             "peak": flops.matmul_peak(dtype, self.device), "foretold": foretold(model, optimizers),
         }  # fmt: skip
+        self.new_counter = flops.Counter
         self.seconds, self.tokens = dict.fromkeys(PARTS, 0.0), {"timed": 0, "counted": 0}
         self.in_forward, self.gradients, self.calls, self.logits = False, 0, [], 0
         """What the counted step's micro-batches called the model with, and of how many tokens all logits were asked."""
         self.modes, self.alive, self.counter, self.trace, self.done = contextlib.ExitStack(), None, None, None, False
         self.hooks = [body.norm.register_forward_hook(self._body_ends) for body in self.bodies]
         self.hooks += [body.blocks[0].register_forward_pre_hook(partial(self._body_begins, body)) for body in self.bodies]
-        self.hooks += [module.head.register_forward_hook(self._head) for module in dict.fromkeys([model, *self.bodies]) if getattr(module, "head", None) is not None]
+        heads = [getattr(module, "head", None) for module in dict.fromkeys([model, *self.bodies])]
+        self.hooks += [head.register_forward_hook(self._head) for head in heads if head is not None]
         self.last = self._now()
         self._begin()
 
@@ -127,7 +130,7 @@ class Profile:
 
     def _begin(self) -> None:
         if self.step == self.steps.counted:
-            self.alive, self.counter = Alive([*self.model.parameters(), *self.model.buffers(), *state_tensors(self.optimizers)]), flops.Counter()
+            self.alive, self.counter = Alive([*self.model.parameters(), *self.model.buffers(), *state_tensors(self.optimizers)]), self.new_counter()
             forget = lambda p: self.alive.forget(p.grad) if self.alive is not None else None
             self.hooks += [p.register_post_accumulate_grad_hook(forget) for p in self.model.parameters() if p.requires_grad]
             self.modes.enter_context(self.alive)
