@@ -9,20 +9,29 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from minift.errors import InputError
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Replace the file `path` by `text` (UTF-8), or leave it exactly as it was."""
+    with new_file(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def new_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Yield a file to write to; it becomes `path` only when the block ends without an error, and then outlives a power cut too."""
     path = Path(path)
     aside = path.with_name(f".{path.name}.writing")
     try:
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(aside, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+        _fsync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 

@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 import minift as package
 from minift.cli import VERBS, own_first
 from minift.recipes import sft
+from minift.train import state_file
+from minift.train.kept import Checkpoints
 from tests.conftest import random_model
 
 ROOT = Path(__file__).parents[1]
@@ -346,19 +348,18 @@ def test_an_old_run_survives_a_new_one_that_is_refused(tune, small_model, pairs,
 
 
 def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(tune, small_model, pairs, tmp_path, monkeypatch):
-    sync, synced = os.fsync, []
+    sync = os.fsync
 
     def full(handle):
         name = os.readlink(f"/proc/self/fd/{handle}")
-        synced.append(name)
-        if ".last.pt.writing" in name and sum(".last.pt.writing" in other for other in synced) == 3:
+        if ".step-3.safetensors.writing" in name:
             raise OSError(28, "No space left on device")
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", full)
     status, _, complaint = tune(small_model, pairs, "--max-steps", 5, "--epochs", 9, "--save-every", 1)
-    assert status == 1 and "last.pt cannot be written ([Errno 28] No space left on device): is the disk full?" in complaint
-    assert torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["step"] == 2
+    assert status == 1 and "step-3.safetensors cannot be written ([Errno 28] No space left on device): is the disk full?" in complaint
+    assert Checkpoints(tmp_path / "run").newest()["step"] == 2
     monkeypatch.setattr(os, "fsync", sync)
     assert tune(small_model, pairs, "--max-steps", 5, "--epochs", 9, "--save-every", 1, "--resume")[0] == 0
 
@@ -383,21 +384,20 @@ def test_a_kill_while_a_checkpoint_is_written_keeps_the_one_before(tune, small_m
     class Killed(BaseException):
         pass
 
-    save, calls = torch.save, []
+    bytes_of, calls = state_file._bytes, []
 
-    def killed(state, file):
+    def killed(tensor):
         calls.append(1)
-        if len(calls) == 6:                                                        # best.pt and last.pt of steps 1 and 2 are whole
-            file.write(b"PK half of it")
+        if (tmp_path / "run/checkpoints/.step-3.safetensors.writing").exists():      # some tensors of it are there
             raise Killed
-        save(state, file)
+        return bytes_of(tensor)
 
-    monkeypatch.setattr(torch, "save", killed)
+    monkeypatch.setattr(state_file, "_bytes", killed)
     monkeypatch.setattr(sft, "evaluate", lambda *_: 1 / (1 + len(calls)))          # better every time
     with pytest.raises(Killed):
         tune(small_model, pairs, "--max-steps", 4, "--epochs", 9, "--save-every", 1)
     monkeypatch.undo()
-    assert torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["step"] == 2
+    assert Checkpoints(tmp_path / "run").newest()["step"] == 2
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2 * 3
     assert tune(small_model, pairs, "--max-steps", 4, "--epochs", 9, "--save-every", 1, "--resume")[0] == 0
     steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

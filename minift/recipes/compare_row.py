@@ -45,7 +45,7 @@ from minift.recipes.docstrings import scores
 from minift.recipes.loading import use_template
 from minift.recipes.methods import METHODS
 from minift.tokenizer import Tokenizer
-from minift.train import checkpoint
+from minift.train.kept import Checkpoints
 from minift.train.loop import fit
 
 WARM_UP = 3
@@ -151,7 +151,7 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         tell = lambda step, steps: after_step(model, step, steps)
         outcome = fit(model, sft.batches(train_set, config), watch, config, Path(folder), quiet=True, after_step=tell)
-        states = checkpoint.read(Path(folder) / "checkpoints" / "last.pt")["optimizers"]
+        states = Checkpoints(Path(folder)).newest()["optimizers"]
     if outcome.stopped == "interrupted":
         raise KeyboardInterrupt
     loss = sft.evaluate(model, valid_set, config)

@@ -32,12 +32,14 @@ from minift.recipes.tuning import MethodConfig
 from minift.rl.reference import Reference, logprobs_of
 from minift.rl.reward_source import Answered, Source, ask
 from minift.rl.rollout import Rollout, roll_out
-from minift.rl.update import unbroken
 from minift.sampling import Sampling
 from minift.tokenizer import Tokenizer
 from minift.train import checkpoint, memory, optim
+from minift.train.checkpoint import Place, random_state
+from minift.train.kept import Checkpoints
 from minift.train.log import Log, read_metrics
 from minift.train.optim import learning_rate_factor, set_learning_rate
+from minift.train.unbroken import unbroken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,20 +162,27 @@ class Loop:
         """How a rollout's tokens are scored."""
 
     def run(self, train: Sequence[Ask], judged: Sequence[Ask], learner: Learner, steps: int, quiet: bool = False) -> Outcome:
-        config, last = self.config, self.folder / "checkpoints" / "last.pt"
+        config, device = self.config, self.model.norm.weight.device
         torch.manual_seed(config.seed)
-        every, step, stopped = config.eval_every or max(1, steps // 5), 0, "finished"
+        every, step, stopped, said = config.eval_every or max(1, steps // 5), 0, "finished", []
+        kept = Checkpoints(self.folder, config.keep_last)
         if config.resume:
-            state = checkpoint.read(last)
-            checkpoint.restore(state, learner.modules, learner.optimizers)
-            learner.restore(state["extra"])
-            step = state["step"]
+            place, extra = kept.restore(learner.modules, learner.optimizers, said.append)
+            if extra:
+                learner.restore(extra)
+            step = place.step
+        else:
+            kept.begin()
         before = after = self._kept(0)
+        random = random_state(device)                                                   # of the next round's start
+        too_far = lambda found: config.kl_limit is not None and found["kl"] > config.kl_limit
 
-        def save() -> None:
-            checkpoint.write(last, learner.modules, learner.optimizers, step, None, 0, learner.state())
+        def save() -> Path:
+            return kept.write(checkpoint.state_of(learner.modules, learner.optimizers, Place(step), random, learner.state()))
 
         with Log(self.folder, steps, step, config.tensorboard, quiet) as log:
+            for text in said:
+                log.say(text)
             try:
                 if before is None:
                     before = after = self.evaluate(judged, learner, 0)
@@ -183,32 +192,33 @@ class Loop:
                     if after is None:
                         after = self.evaluate(judged, learner, step)
                         log.evaluation(step, after)
-                while step < steps:
+                    stopped = "kl" if too_far(after) else stopped
+                while step < steps and stopped == "finished":
                     factor = learning_rate_factor(step, steps, round(config.warmup * steps), config.schedule, max(1, round(config.cooldown * steps)))
                     set_learning_rate(learner.optimizers, factor)
                     answered = self.answer(train, learner.group, step)
                     with unbroken():
                         numbers, tokens = self.learn(learner, answered, step)
                         step += 1
+                        random = random_state(device)
                         log.step(step, numbers.pop("loss"), config.lr * factor, numbers.pop("grad_norm", 0.0), tokens, numbers)
                     memory.give_back()
                     if step % every == 0 or step == steps:
                         after = self.evaluate(judged, learner, step)
                         log.evaluation(step, after)
+                        random = random_state(device)
                         save()
-                        if config.kl_limit is not None and after["kl"] > config.kl_limit:
-                            stopped = "kl"
-                            log.say(f"held-out answers are {after['kl']:.2f} nats from the reference, more than --kl-limit {config.kl_limit:g}: stopped at step {step}")
-                            break
+                        stopped = "kl" if too_far(after) else stopped
                     elif config.save_every and step % config.save_every == 0:
                         save()
+                if stopped == "kl":
+                    log.say(f"held-out answers are {after['kl']:.2f} nats from the reference, more than --kl-limit {config.kl_limit:g}: stopped at step {step}")
             except KeyboardInterrupt:
                 stopped = "interrupted"
-                save()
-                log.say(f"interrupted after step {step} of {steps}; saved to {last}. Run the same command with --resume to go on")
+                log.say(f"interrupted after step {step} of {steps}; saved to {save()}. Run the same command with --resume to go on")
             except RunError as error:
-                save()
-                raise RunError(f"{error}\nStopped after step {step} of {steps}; saved to {last}: mend the reward and run the same command with --resume") from error
+                text = f"{error}\nStopped after step {step} of {steps}; saved to {save()}: mend the reward and run the same command with --resume"
+                raise RunError(text) from error
         return Outcome(step, stopped, before, after)
 
     def step(self, train: Sequence[Ask], learner: Learner, step: int) -> tuple[dict[str, float], int]:

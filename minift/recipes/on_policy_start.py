@@ -82,6 +82,8 @@ def refuse_without_effect(config: OnPolicyConfig) -> None:
     """Options of the loop that would do nothing here, or cannot be, are errors (trap 22)."""
     if config.compile or config.patience or config.accumulate != 1:
         raise InputError("--compile, --patience and --accumulate have no effect here: leave them out (--batch-tokens bounds a micro-batch)")
+    if config.keep_best != OnPolicyConfig.keep_best:
+        raise InputError("--keep-best has no effect here, where the last weights are the result: leave it out; --keep-last N keeps more of them")
     if config.epochs != OnPolicyConfig.epochs or config.batching != OnPolicyConfig.batching:
         raise InputError("--epochs and --batching have no effect here: leave them out (--max-steps says how long, rows are always shared by answers)")
     if config.optimizer in ("muon", "galore") or config.method == "adalora":

@@ -31,6 +31,7 @@ from minift.recipes.docstrings import spread
 from minift.recipes.merge import Config as MergeConfig
 from minift.recipes.merge import run as merge
 from minift.recipes.report import markdown_table
+from minift.train.kept import Checkpoints
 from minift.train.run import open_run
 
 STAGES = ("1-sft", "2-reward", "3-ppo")
@@ -182,9 +183,8 @@ class Stages:
 
     def shared(self, out: Path) -> dict:
         """What all three take; a stage that was begun is gone on with."""
-        config = self.config
-        return dict(rank=config.rank, alpha=config.alpha, seed=config.seed, device=config.device, resume=(out / "checkpoints" / "last.pt").exists(),
-                    overwrite=not (out / "checkpoints" / "last.pt").exists())    # fmt: skip
+        config, begun = self.config, bool(Checkpoints(out))
+        return dict(rank=config.rank, alpha=config.alpha, seed=config.seed, device=config.device, resume=begun, overwrite=not begun)
 
     def docstrings(self) -> dict:
         """The docstring task as files, training and held-out modules apart."""

@@ -8,11 +8,8 @@
 Everything is one number per token, flat: (n,) over the A answers, one after another, so there are no pads that could count (trap 15). The
 weights are made of the whole step's lengths before it is cut into micro-batches, so the cut changes nothing. PPO adds a loss on the
 values read from the same stream (`Critic`). Where an update is the first on its answers, p_old is p itself: r = 1 exactly, and no pass is
-spent on it. Ctrl-C waits for the end of an update (`unbroken`). Proved in tests/rl/test_update.py."""
+spent on it. Proved in tests/rl/test_update.py."""
 
-import contextlib
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -157,19 +154,3 @@ def take_step(optimizers: Sequence[torch.optim.Optimizer], clip: float) -> float
         optimizer.step()
         optimizer.zero_grad()
     return norm.item()
-
-
-@contextlib.contextmanager
-def unbroken() -> Iterator[None]:
-    """Ctrl-C waits until the block is done: of an update of several steps, half is nothing that a run could go on from."""
-    before, came = signal.getsignal(signal.SIGINT), []
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda *given: came.append(given))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        before(*came[0])

@@ -1,17 +1,47 @@
-"""Stopping and going on: everything the next optimizer step depends on, in one file.
+"""Stopping and going on: everything the next optimizer step depends on.
 
-    state = step, trained parameters and their modules' buffers, optimizer states, random-number state, the best score so far
+    state = where the run is (Place), trained parameters, their modules' buffers, optimizer states, the random numbers' state
 
-Written aside, synced and renamed (minift/files.py has the same rule for folders), so a kill at any moment leaves the old file.
-Read with `weights_only=True`: a checkpoint is data and can run no code. Proved in tests/train/test_checkpoint.py."""
+Frozen weights come from the base model again. The random state is the one that the next step begins with: a run that is interrupted inside a
+step, some micro-batches and their dropout on, saves the state of that step's beginning and takes the whole step again.
+How a state becomes a file is in state_file.py, which files are kept in kept.py. Proved in tests/train/test_checkpoint.py and test_resume.py."""
 
-import os
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from minift.errors import InputError
+from minift.train import state_file
+
+
+@dataclass
+class Place:
+    """Where a run is."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+    best: float | None = None
+    """The best evaluation so far."""
+    bad: int = 0
+    """Evaluations since that one."""
+    evaluated: int = 0
+    """The last step whose weights were evaluated."""
+    score: float | None = None
+    """That evaluation, if it is of the present weights and counts."""
+
+
+def random_state(device: torch.device | str = "cpu") -> dict[str, torch.Tensor | None]:
+    """Of torch's generators, on the CPU and on `device`."""
+    cuda = torch.cuda.get_rng_state(device) if torch.device(device).type == "cuda" else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: dict[str, torch.Tensor | None], device: torch.device | str = "cpu") -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and torch.device(device).type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def trained_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -30,61 +60,42 @@ def running_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def write(
-    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, best: float | None, bad: int, extra: dict | None = None
-) -> None:
-    """Replace the checkpoint file at `path` by this state; `bad` counts the evaluations since the best one, extra: plain numbers that a
-    recipe's own loop goes on from."""
-    state = {
-        "step": step,
+def state_of(model: nn.Module, optimizers: list, place: Place, random: dict | None = None, extra: dict | None = None) -> dict:
+    """The state, by reference: write it before the next step. optimizers: whatever has a state_dict of tensors and numbers; random: as of
+    `random_state`, now if it is None; extra: plain numbers that a recipe's own loop goes on from."""
+    return {
+        **asdict(place),
         "parameters": trained_parameters(model),
         "buffers": running_buffers(model),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "rng": torch.get_rng_state(),
-        "best": best,
-        "bad": bad,
+        "random": random or random_state(next(model.parameters()).device),
         "extra": extra or {},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.writing")
-    try:
-        with open(aside, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except (OSError, RuntimeError) as error:                    # torch.save turns a full disk into a RuntimeError
-        text = str(error).splitlines()[0]
-        raise OSError(f"{path} cannot be written ({text}): is the disk full? What was there before is kept") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
-def read(path: Path) -> dict:
-    """A state written by `write`. Raises InputError if it is not one."""
-    try:
-        state = torch.load(path, weights_only=True)
-        if not isinstance(state, dict) or not {"step", "parameters", "buffers", "optimizers", "rng", "best", "bad"} <= state.keys():
-            raise EOFError("it holds something else")
-        return state
-    except FileNotFoundError:
-        raise InputError(f"there is no checkpoint {path} to go on from: start without --resume") from None
-    except Exception as error:                                  # on a damaged file torch.load may raise anything
-        text = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} is not a readable checkpoint ({text}): start without --resume") from None
+def read(path: Path, parts: tuple[str, ...] | None = None) -> dict:
+    """A state from a file; parts: see state_file. Raises FileNotFoundError, and InputError for a file that holds none."""
+    state = state_file.read(path, parts)
+    missing = {*(field.name for field in fields(Place)), "parameters", "buffers", "optimizers", "random", "extra"} - state.keys()
+    if missing:
+        raise InputError(f"{path} is no checkpoint of a run: it has no {', '.join(sorted(missing))}")
+    return state
 
 
-def restore(state: dict, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Put model, optimizers and random numbers back to where `state` was written."""
+def restore(state: dict, model: nn.Module, optimizers: list) -> Place:
+    """Put model, optimizers and random numbers back to where `state` was written; returns where that is."""
     load_parameters(model, state["parameters"])
     own, saved = running_buffers(model), state["buffers"]
     if {name: b.shape for name, b in own.items()} != {name: b.shape for name, b in saved.items()}:
         raise InputError(f"the checkpoint holds {len(saved)} running averages, this run {len(own)} or others: use the same settings")
     for name, buffer in own.items():
         buffer.copy_(saved[name])
+    if len(optimizers) != len(state["optimizers"]):
+        raise InputError(f"the checkpoint holds the states of {len(state['optimizers'])} optimizers or averages, this run has {len(optimizers)}: use the same settings")
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    torch.set_rng_state(state["rng"])
+    set_random_state(state["random"], next(model.parameters()).device)
+    return Place(**{field.name: state[field.name] for field in fields(Place)})
 
 
 def load_parameters(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:

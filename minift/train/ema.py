@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from minift.errors import InputError
+from minift.train.unbroken import unbroken
 
 
 class Averages:
@@ -45,11 +46,11 @@ class Averages:
     def applied(self) -> Iterator[None]:
         """Inside, the model has the averages for weights; after it, its own again, to the bit."""
         kept = {name: p.detach().clone() for name, p in self.weights.items()}
-        self.into_model()
         try:
+            self.into_model()
             yield
         finally:
-            with torch.no_grad():
+            with torch.no_grad(), unbroken():
                 for name, p in self.weights.items():
                     p.copy_(kept[name])
 

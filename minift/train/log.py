@@ -1,7 +1,7 @@
 """What a run says and keeps: a live line for the person, metrics.jsonl for the plot, TensorBoard on request.
 
-metrics.jsonl holds one JSON object per line, {"step": ..., "loss": ..., ...}. A run that goes on from step s after a kill takes the
-steps behind s again, so their old lines are dropped: each step has one line.
+metrics.jsonl holds one JSON object per line, {"step": ..., "loss": ..., ...}. A run that goes on from step s after a kill, 0 if it was killed
+before its first checkpoint, takes the steps behind s again, so their old lines are dropped: each step has one line.
 Proved in tests/train/test_log.py."""
 
 import json
@@ -21,7 +21,7 @@ class Log:
 
     def __init__(self, folder: Path, steps: int, start: int = 0, tensorboard: bool = False, quiet: bool = False, unit: str = "tokens"):
         folder.mkdir(parents=True, exist_ok=True)
-        if start and (folder / "metrics.jsonl").exists():
+        if (folder / "metrics.jsonl").exists():
             kept = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= start]
             write_text(folder / "metrics.jsonl", "".join(kept))
         self.file = open(folder / "metrics.jsonl", "a", encoding="utf-8")

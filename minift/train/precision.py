@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 Precision = Literal["auto", "fp32", "bf16"]
+_recalled: dict[str, Literal["fp32", "bf16"]] = {}
 
 
 @functools.lru_cache(maxsize=None)
@@ -33,7 +34,13 @@ def fastest(device_type: str = "cpu") -> Literal["fp32", "bf16"]:
 
 
 def chosen(precision: Precision, device_type: str = "cpu") -> Literal["fp32", "bf16"]:
-    return fastest(device_type) if precision == "auto" else precision
+    """What `precision` means here: "auto" is what was recalled, else measured."""
+    return (_recalled.get(device_type) or fastest(device_type)) if precision == "auto" else precision
+
+
+def recall(device_type: str, found: Literal["fp32", "bf16"]) -> None:
+    """From now on "auto" is `found`: what a run's first start measured holds for the whole run, or a resumed one might go on in other arithmetic."""
+    _recalled[device_type] = found
 
 
 def autocast(precision: Precision, device_type: str = "cpu") -> contextlib.AbstractContextManager:

@@ -1,8 +1,8 @@
 """The folder of one run: its resolved settings, metrics, checkpoints and results.
 
-    config.json      every setting the run used, defaults included, and the versions of Python, torch and minift
+    config.json      every setting the run used, defaults included, the versions of Python and torch, and the arithmetic "auto" chose
     metrics.jsonl    one line per optimizer step and per evaluation
-    checkpoints/     last.pt (to go on from) and best.pt
+    checkpoints/     to go on from, and the best one (kept.py)
 
 Proved in tests/train/test_run.py."""
 
@@ -10,16 +10,20 @@ import dataclasses
 import importlib.util
 import json
 import platform
+import re
 import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 
 from minift.errors import InputError
 from minift.files import refuse_if_used, write_text
+from minift.train import precision
 
-FREE_TO_CHANGE = {"resume", "overwrite", "epochs", "max_steps", "patience", "save_every", "tensorboard", "profile", "methods",
-                  "judge_timeout", "judge_retries", "judge_workers", "judge_failures", "judge_key"}    # fmt: skip
+CONFIG = "config.json"
+FREE_TO_CHANGE = {"resume", "overwrite", "epochs", "max_steps", "patience", "save_every", "keep_last", "keep_best", "tensorboard",
+                  "profile", "methods", "judge_timeout", "judge_retries", "judge_workers", "judge_failures", "judge_key"}    # fmt: skip
 """Settings that a resumed run may set anew: none of them changes what was done so far."""
 
 
@@ -33,48 +37,78 @@ def open_run(folder: str | Path, verb: str, config, overwrite: bool = False, res
         raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard, or leave the option out")
     if resume and overwrite:
         raise InputError("--resume goes on with a run and --overwrite gives it up: choose one of them")
+    device = torch.device(getattr(config, "device", "cpu")).type
     if resume:
-        _same_settings(folder, verb, settings)
+        before = _same_settings(folder, verb, settings)
+        if before.get("arithmetic") in ("fp32", "bf16"):
+            precision.recall(device, before["arithmetic"])
     else:
+        for left in folder.glob(f".{CONFIG}.writing"):                         # by a run that was killed before it had a config.json
+            left.unlink()
         refuse_if_used(folder, overwrite)
         if folder.is_dir():
             _remove_run(folder, config)
         folder.mkdir(parents=True, exist_ok=True)
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    write_text(folder / "config.json", json.dumps({"verb": verb, "settings": settings, "versions": versions}, indent=2) + "\n")
+    content: dict = {"verb": verb, "settings": settings, "versions": {"python": platform.python_version(), "torch": torch.__version__}}
+    if settings.get("precision") == "auto":
+        content["arithmetic"] = precision.chosen("auto", device)
+    write_text(folder / CONFIG, json.dumps(content, indent=2) + "\n")
     return folder
 
 
 def _remove_run(folder: Path, config) -> None:
     """Empty an old run's folder; a folder with content that is no run's, a checkpoint's for one, is never deleted. Nor is a run
-    that the new one starts from."""
-    named = [*(getattr(config, name, None) for name in ("model", "tokenizer")), *getattr(config, "data", ()), *getattr(config, "eval_data", ())]
-    for path in filter(None, named):
-        if Path(path).resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{path} lies in {folder}, which would be emptied first: name another folder with --out")
+    that the new one starts from, whichever option names something in it."""
+    for field in dataclasses.fields(config):
+        inside = None if field.name == "out" else next((path for path in _paths(getattr(config, field.name)) if _within(path, folder)), None)
+        if inside is not None:
+            raise InputError(f"{inside} (--{field.name.replace('_', '-')}) lies in {folder}, which would be emptied first: name another folder with --out")
     if any(folder.iterdir()) and verb_of(folder) is None:
         raise InputError(f"{folder} has content but no config.json of a run: --overwrite replaces runs only; name another folder")
     shutil.rmtree(folder)
 
 
+def _paths(value) -> Iterator[str]:
+    """Whatever in an option's value may be a path: itself, its parts ("one,two", "file.py:function", "judge:folder"), or those of what it holds."""
+    if isinstance(value, (str, Path)):
+        yield from dict.fromkeys(part.strip() for part in (str(value), *re.split("[,:]", str(value))) if part.strip())
+    elif isinstance(value, Mapping):
+        yield from _paths([*value.keys(), *value.values()])
+    elif isinstance(value, Iterable):
+        for one in value:
+            yield from _paths(one)
+
+
+def _within(path: str, folder: Path) -> bool:
+    """Is it in the folder, or a pattern for files there? A word that is no path is not, even if a path could be spelled so."""
+    try:
+        named = Path(path).resolve()
+        return named.is_relative_to(folder.resolve()) and (named.exists() or any(sign in path for sign in "*?["))
+    except (OSError, ValueError):                                              # longer than a path may be
+        return False
+
+
 def verb_of(folder: str | Path) -> str | None:
     """The verb whose run this folder holds; None if it holds none (a checkpoint's config.json names no verb)."""
     try:
-        content = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        content = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content.get("verb") if isinstance(content, dict) and isinstance(content.get("settings"), dict) else None
 
 
-def _same_settings(folder: Path, verb: str, settings: dict) -> None:
+def _same_settings(folder: Path, verb: str, settings: dict) -> dict:
+    """The content of the first start's config.json, if this one may go on with it."""
     before = verb_of(folder)
     if before is None:
         raise InputError(f"{folder} holds no run to go on with (no readable config.json): start without --resume")
     if before != verb:
         raise InputError(f"{folder} is a run of `{before}`, not of `{verb}`: name another folder")
-    old = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"]
+    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    old = content["settings"]
     moved = lambda name: all(str(value).startswith(("http://", "https://")) for value in (settings[name], old.get(name)))    # a server, at another address
     differing = [name for name in settings if name not in FREE_TO_CHANGE and settings[name] != old.get(name) and not moved(name)]
     if differing:
         changes = ", ".join(f"{name} was {old.get(name)!r}, is {settings[name]!r}" for name in differing)
         raise InputError(f"a resumed run keeps its settings: {changes}")
+    return content

@@ -42,7 +42,7 @@ MUTANTS = [
     Mutant("averages_start_anew_on_resume", EMA, "            average.copy_(saved[name])", "            pass", TEST_EMA),
     Mutant("averages_are_not_measured", LOOP, "measured = averages.applied if averages else", "measured = contextlib.nullcontext if averages else", TEST_EMA),
     Mutant("averages_are_not_the_result", LOOP, "        averages.into_model()\n", "        pass\n", TEST_EMA),
-    Mutant("a_step_cut_short_draws_anew", LOOP, "            torch.set_rng_state(random_state) ", "            pass ", "tests/train/test_loop.py"),
+    Mutant("a_step_cut_short_draws_anew", LOOP, "checkpoint.state_of(model, stateful, place, random)", "checkpoint.state_of(model, stateful, place)", "tests/train/test_loop.py"),
     Mutant("averages_not_in_the_checkpoint", LOOP, "[*optimizers, averages] if averages else optimizers", "optimizers", TEST_EMA),
     Mutant("sweep_keeps_its_weights", FINDER, "        checkpoint.load_parameters(model, parameters)\n", "", TEST_FINDER),
     Mutant("sweep_never_stops", FINDER, "if smooth[-1] > BURST * min(smooth):", "if False:", TEST_FINDER),

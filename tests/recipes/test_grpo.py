@@ -189,7 +189,10 @@ def test_answers_cut_off_get_the_reward_for_it(learn, files):
 
 def test_the_run_stops_when_it_is_too_far_from_the_reference(learn, files):
     status, said, _ = learn("--lr", 3e-2, "--kl-coef", 0, "--kl-limit", 0.01, "--eval-every", 1, steps=20)
-    assert status == 0 and "more than --kl-limit 0.01: stopped at step" in said and len(steps(files / "run")) < 20
+    taken = len(steps(files / "run"))
+    assert status == 0 and "more than --kl-limit 0.01: stopped at step" in said and taken < 20
+    status, said, _ = learn("--lr", 3e-2, "--kl-coef", 0, "--kl-limit", 0.01, "--eval-every", 1, "--resume", steps=20)
+    assert status == 0 and f"stopped at step {taken}" in said and len(steps(files / "run")) == taken      # and does not go on when it is resumed
 
 
 @pytest.mark.parametrize("more", [["--method", "full", "--lr", 1e-3], ["--quantize", "nf4"], ["--method", "prefix"]])

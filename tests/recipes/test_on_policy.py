@@ -349,7 +349,7 @@ def test_parts_of_a_reward_are_logged_at_evaluations_too(learn, data, tmp_path):
     (["--compile"], "have no effect here"), (["--accumulate", 2], "have no effect here"), (["--optimizer", "muon"], "--optimizer muon"),
     (["--method", "adalora"], "--method adalora"), (["--clip-low", 1.5], "--clip-low is 1.5"), (["--passes", 0], "want 1 or more"),
     (["--method", "full", "--dtype", "bfloat16"], "pass --dtype float32"), (["--kl-coef", 0, "--skip-kl", "--reference", "base"], "--reference has no effect"),
-    (["--held-out", 0], "must lie between 0 and 1"),
+    (["--held-out", 0], "must lie between 0 and 1"), (["--keep-best", 2], "--keep-best has no effect here"),
 ], ids=str)    # fmt: skip
 def test_what_cannot_be_is_refused_before_there_is_a_folder(learn, tmp_path, options, message):
     status, _, complaint = learn(*options)
@@ -392,7 +392,7 @@ def test_a_reward_that_fails_stops_the_run_which_goes_on_once_it_is_mended(learn
     options = dict(rewards=[f"{tmp_path / 'mine.py'}:odd", 1.0])
     status, _, complaint = learn(**options)
     assert status == 1 and FAULTS[fault][1] in complaint and "prompts.jsonl, line " in complaint and "Traceback" not in complaint
-    assert f"Stopped after step {max(0, call - 1)} of 4" in complaint and "--resume" in complaint and (tmp_path / "run/checkpoints/last.pt").exists()
+    assert f"Stopped after step {max(0, call - 1)} of 4" in complaint and "--resume" in complaint and (tmp_path / f"run/checkpoints/step-{max(0, call - 1)}.safetensors").exists()
     (tmp_path / "mine.py").write_text(good.format("pass"))
     status, _, complaint = learn("--resume", **options)
     assert status == 0, complaint
@@ -426,6 +426,22 @@ def test_a_run_that_was_cut_short_anywhere_ends_where_a_whole_one_ends(learn, tm
     monkeypatch.undo()
     status, _, complaint = learn(*options, "--resume")
     assert status == 0, complaint
+    equal(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_run_killed_before_its_first_checkpoint_or_with_a_damaged_one_ends_where_a_whole_one_ends(learn, tmp_path):
+    options = ("--eval-every", 2, "--passes", 2, "--algorithm", "reinforce", "--group", 1)
+    assert learn(*options, out="whole")[0] == learn(*options)[0] == 0
+    assert sorted(file.name for file in (tmp_path / "run/checkpoints").iterdir()) == ["step-2.safetensors", "step-4.safetensors"]
+    newest = tmp_path / "run/checkpoints/step-4.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    status, said, _ = learn(*options, "--resume")
+    assert status == 0 and "step-4.safetensors is cut short" in said and "going on from step 2" in said
+    equal(tmp_path / "whole", tmp_path / "run")
+    for file in (tmp_path / "run/checkpoints").iterdir():
+        file.unlink()
+    status, said, _ = learn(*options, "--resume")
+    assert status == 0 and "starting from the first step" in said
     equal(tmp_path / "whole", tmp_path / "run")
 
 

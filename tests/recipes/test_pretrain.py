@@ -30,7 +30,7 @@ def book(tmp_path_factory):
 def test_from_a_text_file_to_a_model_that_generates(minift, book, tmp_path):
     status, said, _ = minift("pretrain", "--data", book, "--out", tmp_path / "run", *FLAGS, "--dtype", "float32")
     assert status == 0 and f"held-out texts; written: {tmp_path / 'run' / 'model'}" in said
-    for name in ("config.json", "metrics.jsonl", "loss.png", "checkpoints/last.pt", "model/config.json", "model/tokenizer.model"):
+    for name in ("config.json", "metrics.jsonl", "loss.png", "checkpoints/step-3.safetensors", "model/config.json", "model/tokenizer.model"):
         assert (tmp_path / "run" / name).stat().st_size > 0, name
     lines = read_metrics(tmp_path / "run")
     losses = [m["loss"] for m in lines if "loss" in m]

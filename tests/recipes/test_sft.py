@@ -13,6 +13,7 @@ from minift.errors import InputError
 from minift.folder import load
 from minift.recipes import sft
 from minift.recipes.sft import Config, batches, choose_parameters, describe
+from minift.train.kept import Checkpoints
 from minift.train.log import read_metrics
 
 COLOURS, THINGS = ["red", "blue", "green", "grey", "white", "black"], ["sun", "moon", "cat", "dog", "tea", "sea"]
@@ -63,7 +64,7 @@ def test_every_method_and_format_lowers_the_held_out_loss_and_says_so(tune, tmp_
     assert f"written: {tmp_path / 'run' / ('adapter' if method == 'lora' else 'model')}" in said
     losses = [line["loss"] for line in read_metrics(tmp_path / "run") if "loss" in line]
     assert len(losses) == 4 and losses[-1] < losses[0]
-    for name in ("config.json", "metrics.jsonl", "loss.png", "samples.md", "checkpoints/last.pt", "checkpoints/best.pt"):
+    for name in ("config.json", "metrics.jsonl", "loss.png", "samples.md", "checkpoints/step-4.safetensors"):
         assert (tmp_path / "run" / name).stat().st_size > 0, name
 
 
@@ -179,7 +180,7 @@ def test_a_run_stopped_before_its_first_step_still_leaves_its_files(tune, tmp_pa
     monkeypatch.setattr(sft, "loss", stop)
     status, said, _ = tune("pairs.jsonl")
     assert status == 1 and "interrupted after step 0 of 4" in said
-    assert (tmp_path / "run/loss.png").exists() and (tmp_path / "run/checkpoints/last.pt").exists()
+    assert (tmp_path / "run/loss.png").exists() and (tmp_path / "run/checkpoints/step-0.safetensors").exists()
 
 
 def test_a_resumed_run_keeps_its_settings(tune):
@@ -204,7 +205,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint
     monkeypatch.setattr(sft, "loss", poisoned)
     status, _, complaint = tune("pairs.jsonl", "--save-every", 1, "--batch-tokens", 60)
     assert status == 1 and "the loss is nan at step 3 (epoch 1, batch 3)" in complaint and "Traceback" not in complaint
-    assert torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["step"] == 2
+    assert Checkpoints(tmp_path / "run").newest()["step"] == 2
     assert not (tmp_path / "run/adapter").exists()
 
 

@@ -2,9 +2,6 @@
 
 Models are float64, but rotary positions are turned in float32 (eps 6e-8): gradients of size ~1 agree to 1e-6."""
 
-import os
-import signal
-import threading
 from dataclasses import replace
 
 import pytest
@@ -15,7 +12,7 @@ from minift.losses.logprobs import pack_support
 from minift.losses.policy import token_weights
 from minift.rl.reference import logprobs_of
 from minift.rl.rollout import Rollout
-from minift.rl.update import Experience, Objective, gradients, take_step, unbroken
+from minift.rl.update import Experience, Objective, gradients, take_step
 from minift.train.optim import adamw
 from tests.models.small import CONFIGS, model
 
@@ -210,22 +207,3 @@ def test_a_step_clips_the_gradient_says_how_long_it_was_and_forgets_it(clip):
     assert take_step([torch.optim.SGD([weight], lr=1.0)], clip) == pytest.approx(5.0)
     torch.testing.assert_close(weight.detach(), -torch.tensor([3.0, 4.0]) * (0.1 if clip == 0.5 else 1.0), rtol=1e-5, atol=0)
     assert weight.grad is None
-
-
-def test_an_interruption_waits_for_the_end_of_an_update():
-    done, before = [], signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        with unbroken():
-            os.kill(os.getpid(), signal.SIGINT)
-            done.append("first half")
-            done.append("second half")
-    assert len(done) == 2 and signal.getsignal(signal.SIGINT) is before
-    with pytest.raises(ValueError), unbroken():
-        raise ValueError
-    assert signal.getsignal(signal.SIGINT) is before
-    with unbroken():
-        done.append("nothing came")
-    other = threading.Thread(target=lambda: [done.append("a thread") for _ in [0] if unbroken().__enter__() is None])
-    other.start()
-    other.join()
-    assert done[2:] == ["nothing came", "a thread"]

@@ -11,7 +11,7 @@ from minift.errors import InputError
 from minift.losses.sft import next_token
 from minift.models.config import ModelConfig
 from minift.models.transformer import Transformer
-from minift.train import checkpoint
+from minift.train import checkpoint, state_file
 from minift.train.adamw8bit import AdamW8bit
 from minift.train.loop import LoopConfig, fit
 from minift.train.optim import adamw8bit
@@ -104,9 +104,9 @@ def test_trap37_going_on_from_a_checkpoint_is_the_same_to_the_bit(tmp_path, dtyp
     model, optimizers = training(0)
     for number in range(3):
         step(model, optimizers, number)
-    checkpoint.write(tmp_path / "last.pt", model, optimizers, 3, None, 0)
+    state_file.write(tmp_path / "one", checkpoint.state_of(model, optimizers, checkpoint.Place(3)))
     other, others = training(1)
-    checkpoint.restore(checkpoint.read(tmp_path / "last.pt"), other, others)
+    checkpoint.restore(checkpoint.read(tmp_path / "one"), other, others)
     for number in range(3, 6):
         step(model, optimizers, number)
         step(other, others, number)

@@ -1,12 +1,12 @@
-import os
-import pickle
-
 import pytest
 import torch
 from torch import nn
 
 from minift.errors import InputError
-from minift.train.checkpoint import load_parameters, read, restore, running_buffers, trained_parameters, write
+from minift.train import state_file
+from minift.train.checkpoint import (
+    Place, load_parameters, random_state, read, restore, running_buffers, set_random_state, state_of, trained_parameters,
+)    # fmt: skip
 
 
 def trainer(seed=0):
@@ -31,86 +31,50 @@ def test_only_what_is_trained_is_kept_and_a_tied_matrix_once():
     assert set(trained_parameters(trainer()[0])) == {"embed.weight", "inner.weight"}
 
 
-def test_going_on_from_a_checkpoint_is_the_same_to_the_bit(tmp_path):
+def test_trap37_going_on_from_a_checkpoint_is_the_same_to_the_bit(tmp_path):
     model, optimizers = trainer()
     step(model, optimizers)
-    write(tmp_path / "a" / "last.pt", model, optimizers, 1, best=2.5, bad=3)
+    state_file.write(tmp_path / "one", state_of(model, optimizers, Place(1, best=2.5, bad=3, evaluated=1, score=4.0)))
     step(model, optimizers)
     other, others = trainer(seed=7)
     other["inner"].bias.data.copy_(model["inner"].bias)                            # frozen: comes from the base model, not from here
-    state = read(tmp_path / "a" / "last.pt")
-    restore(state, other, others)
-    assert (state["step"], state["best"], state["bad"]) == (1, 2.5, 3)
+    assert restore(read(tmp_path / "one"), other, others) == Place(step=1, best=2.5, bad=3, evaluated=1, score=4.0)
     step(other, others)                                                            # draws the same rows and the same dropout
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
 
 
-def test_a_checkpoint_is_a_copy_not_a_view(tmp_path):
+def test_the_random_state_is_the_one_it_was_given():
     model, optimizers = trainer()
-    write(tmp_path / "last.pt", model, optimizers, 0, None, 0)
-    before = model["inner"].weight.detach().clone()
-    with torch.no_grad():
-        model["inner"].weight += 1
-    assert torch.equal(read(tmp_path / "last.pt")["parameters"]["inner.weight"], before)
+    before = random_state()
+    expected = torch.rand(3)
+    state = state_of(model, optimizers, Place(), before)                           # some numbers later
+    restore(state, model, optimizers)
+    assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("patch", ["fsync", "replace", "save"])
-def test_whatever_fails_while_writing_the_old_checkpoint_stays(tmp_path, monkeypatch, patch):
+def test_on_a_gpu_its_random_state_comes_back_too(monkeypatch):
+    """Without a GPU: what torch is asked for, and told."""
+    told, device = [], torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda asked: torch.tensor([7], dtype=torch.uint8) if asked == device else None)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, where: told.append((state.tolist(), where)))
+    state = random_state(device)
+    set_random_state(state, device)
+    assert told == [([7], device)]
+    set_random_state(random_state(), device)                                       # a CPU's has none to set
+    assert len(told) == 1
+
+
+def test_a_file_of_something_else_is_no_checkpoint(tmp_path):
+    state_file.write(tmp_path / "a", {"step": 3, "parameters": {}})
+    with pytest.raises(InputError, match="a is no checkpoint of a run: it has no bad, best, buffers, evaluated, extra"):
+        read(tmp_path / "a")
+
+
+def test_a_checkpoint_of_another_number_of_optimizers_is_refused():
     model, optimizers = trainer()
-    write(tmp_path / "last.pt", model, optimizers, 1, None, 0)
-    before = (tmp_path / "last.pt").read_bytes()
-
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    def half(state, file):
-        file.write(b"PK half of it")
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")      # what torch.save says on a full disk
-
-    monkeypatch.setattr(*{"fsync": (os, "fsync", full), "replace": (os, "replace", full), "save": (torch, "save", half)}[patch])
-    with pytest.raises(OSError, match="last.pt cannot be written .*: is the disk full.*What was there before is kept"):
-        write(tmp_path / "last.pt", model, optimizers, 2, None, 0)
-    assert (tmp_path / "last.pt").read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["last.pt"]
-
-
-def test_a_really_full_device_is_the_same_error(tmp_path, monkeypatch):
-    honest = open
-    monkeypatch.setattr("builtins.open", lambda path, mode: honest("/dev/full", mode))
-    model, optimizers = trainer()
-    with pytest.raises(OSError, match="last.pt cannot be written .*: is the disk full"):
-        write(tmp_path / "last.pt", model, optimizers, 1, None, 0)
-    assert not (tmp_path / "last.pt").exists()
-
-
-@pytest.mark.parametrize("content", ["empty", "text", "cut", "other", "list"])
-def test_what_is_no_checkpoint_is_refused_by_name(tmp_path, content):
-    model, optimizers = trainer()
-    path = tmp_path / "last.pt"
-    write(path, model, optimizers, 1, None, 0)
-    if content in ("other", "list"):
-        torch.save({"a": torch.ones(2)} if content == "other" else [1], path)
-    else:
-        path.write_bytes({"empty": b"", "text": b"hello", "cut": path.read_bytes()[:300]}[content])
-    with pytest.raises(InputError, match="last.pt is not a readable checkpoint .*: start without --resume"):
-        read(path)
-
-
-def test_a_missing_checkpoint_is_said_to_be_missing(tmp_path):
-    with pytest.raises(InputError, match="there is no checkpoint .*last.pt to go on from"):
-        read(tmp_path / "last.pt")
-
-
-def test_a_checkpoint_can_run_no_code(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return os.system, (f"touch {tmp_path / 'pwned'}",)
-
-    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
-    torch.save({"step": Evil()}, tmp_path / "zip.pt")
-    for name in ("raw.pt", "zip.pt"):
-        with pytest.raises(InputError, match="is not a readable checkpoint"):
-            read(tmp_path / name)
-    assert not (tmp_path / "pwned").exists()
+    state = state_of(model, [*optimizers, *optimizers], Place())
+    with pytest.raises(InputError, match="holds the states of 2 optimizers or averages, this run has 1: use the same settings"):
+        restore(state, model, optimizers)
 
 
 def test_other_parameters_or_shapes_are_refused_and_nothing_is_copied():
@@ -138,10 +102,10 @@ def test_running_averages_of_what_trains_come_back_and_others_are_refused(tmp_pa
     optimizers = [torch.optim.AdamW([model["counting"].w])]
     model["counting"].seen += 3
     assert set(running_buffers(model)) == {"counting.seen"}
-    write(tmp_path / "last.pt", model, optimizers, 1, best=None, bad=0)
+    state_file.write(tmp_path / "one", state_of(model, optimizers, Place(1)))
     model["counting"].seen.zero_()
-    restore(read(tmp_path / "last.pt"), model, optimizers)
+    restore(read(tmp_path / "one"), model, optimizers)
     assert model["counting"].seen.tolist() == [3, 3]
     model["counting"].register_buffer("more", torch.zeros(1))
     with pytest.raises(InputError, match="holds 1 running averages, this run 2 or others"):
-        restore(read(tmp_path / "last.pt"), model, optimizers)
+        restore(read(tmp_path / "one"), model, optimizers)

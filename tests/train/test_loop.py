@@ -10,6 +10,7 @@ from torch import nn
 from minift.data.batches import Batch, Example, pad
 from minift.errors import InputError
 from minift.losses.sft import next_token
+from minift.train.kept import Checkpoints
 from minift.train.loop import LoopConfig, fit
 
 
@@ -111,10 +112,10 @@ def test_a_loss_that_is_not_a_number_stops_before_the_weights_are_touched(tmp_pa
 
     model = Bigram()
     config = LoopConfig(lr=0.1, epochs=1, precision="fp32", save_every=2)
-    with pytest.raises(FloatingPointError, match=r"nan at step 4 \(epoch 1, batch 4\).*last.pt"):
+    with pytest.raises(FloatingPointError, match=r"nan at step 4 \(epoch 1, batch 4\).*the checkpoint of step 2 is .*step-2.safetensors"):
         fit(model, lambda epoch: [pad([e]) for e in EIGHT], poisoned, config, tmp_path, quiet=True)
     assert torch.equal(model.table, seen[3])
-    assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["step"] == 2
+    assert Checkpoints(tmp_path).newest()["step"] == 2
 
 
 def test_the_best_weights_are_kept_and_patience_stops(tmp_path):

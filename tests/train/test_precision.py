@@ -68,3 +68,12 @@ def test_trap35_positions_survive_autocast(small_tokenizer):
     with autocast("bf16"):
         inside = rotation(config, far)
     assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(inside, rotation(config, far)))
+
+
+def test_what_was_recalled_is_not_measured_again(monkeypatch):
+    monkeypatch.setattr(precision, "_recalled", {})
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: 1 / 0)
+    precision.recall("cpu", "bf16")
+    assert precision.chosen("auto") == "bf16" and precision.chosen("fp32") == "fp32"
+    with autocast("auto"):
+        assert torch.is_autocast_enabled("cpu")

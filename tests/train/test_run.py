@@ -1,12 +1,13 @@
 import json
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from minift.errors import InputError
+from minift.train import precision
 from minift.train import run as module
 from minift.train.run import open_run, verb_of
 
@@ -63,14 +64,53 @@ def test_a_folder_that_is_no_runs_is_never_deleted(tmp_path, content):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_run_that_the_new_one_starts_from_is_not_deleted(tmp_path):
+@dataclass(frozen=True)
+class Everything(Inputs):
+    rewards: dict[str, float] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+    judge: str = "pep257"
+    method: str = "lora"
+
+
+def test_a_run_that_the_new_one_starts_from_is_not_deleted_whichever_option_names_it(tmp_path):
     folder = open_run(tmp_path / "run", "sft", Settings())
     (folder / "model").mkdir()
-    for inputs in ({"model": str(folder / "model")}, {"data": (str(tmp_path), str(folder / "*.jsonl"))}, {"tokenizer": folder}):
-        with pytest.raises(InputError, match="lies in .*, which would be emptied first: name another folder with --out"):
-            open_run(folder, "sft", replace(Inputs(), **inputs), overwrite=True)
+    (folder / "mine.py").touch()
+    inside = [
+        {"model": str(folder / "model")}, {"data": (str(tmp_path), str(folder / "*.jsonl"))}, {"tokenizer": folder}, {"rewards": {str(folder / "model"): 1.0}},
+        {"rewards": {f"{folder / 'mine.py'}:score": 1.0}}, {"options": {"adapters": f"elsewhere, {folder / 'model'}"}}, {"judge": f"likelihood:{folder / 'model'}"},
+        {"data": (str(tmp_path / "other" / ".." / "run" / "mine.py"),)},
+    ]    # fmt: skip
+    for inputs in inside:
+        with pytest.raises(InputError, match=rf"\(--{next(iter(inputs))}\) lies in .*, which would be emptied first: name another folder with --out"):
+            open_run(folder, "sft", replace(Everything(), **inputs), overwrite=True)
         assert (folder / "model").exists()
-    open_run(folder, "sft", Inputs(), overwrite=True)
+    outside = {"out": folder, "model": str(tmp_path), "judge": "http://one:8000/v1", "method": "x" * 5000, "options": {"a": "1,2"}, "rewards": {"length:3": 1.0}}
+    open_run(folder, "sft", replace(Everything(), **outside), overwrite=True)
+    assert not (folder / "model").exists()
+
+
+def test_a_kill_before_there_was_a_config_is_not_in_the_way(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.json.writing").write_text("{")
+    assert open_run(tmp_path / "run", "sft", Settings()) == tmp_path / "run"
+
+
+@dataclass(frozen=True)
+class Measured(Settings):
+    precision: str = "auto"
+    device: str = "cpu"
+
+
+def test_the_arithmetic_that_auto_chose_holds_for_the_whole_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "_recalled", {})
+    monkeypatch.setattr(precision, "fastest", lambda device: "bf16")
+    folder = open_run(tmp_path / "run", "sft", Measured())
+    assert json.loads((folder / "config.json").read_text())["arithmetic"] == "bf16"
+    monkeypatch.setattr(precision, "fastest", lambda device: "fp32")                # another process, which measures something else
+    open_run(folder, "sft", Measured(resume=True), resume=True)
+    assert precision.chosen("auto") == "bf16" and json.loads((folder / "config.json").read_text())["arithmetic"] == "bf16"
+    assert "arithmetic" not in json.loads((open_run(tmp_path / "other", "sft", Measured(precision="fp32")) / "config.json").read_text())
 
 
 def test_a_file_in_the_way(tmp_path):
