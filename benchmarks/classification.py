@@ -38,7 +38,7 @@ SETTINGS = {
     "banking77-mlp": dict(**BANKING, head="mlp"),
     "banking77-knn": dict(**BANKING, head="knn"),
     "banking77-lora": dict(**BANKING, method="lora", rank=16, alpha=32.0, lr=2e-3, epochs=4.0),
-    "banking77-full": dict(**BANKING, method="full", lr=2e-4, epochs=3.0),
+    "banking77-full": dict(**BANKING, method="full", lr=2e-4, epochs=8.0, best="score"),
     "shots-features": dict(**BANKING, shots=(1, 2, 4, 8, 16), draws=5),
     "shots-setfit": dict(**BANKING, shots=(2, 8), draws=3, method="setfit", pairs=5, epochs=1.0, lr=5e-5),
     "sms-linear": SMS,
