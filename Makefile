@@ -4,7 +4,7 @@ BIN = .venv/bin
 # one process per core, each with one thread: the tests are many and small
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
-.PHONY: quickstart test parity gate notebooks mutants
+.PHONY: quickstart test parity peers gate notebooks mutants
 quickstart: .venv/installed
 	$(BIN)/minift quickstart
 
@@ -13,6 +13,9 @@ test: .venv/tested
 
 parity: .venv/judged .venv/adapters-library/installed .venv/trl-ppo/installed
 	$(PYTEST) tests/parity
+
+# two more libraries to be measured beside, which want other versions of what the others use: benchmarks/training.py finds each in a folder of its own
+peers: .venv/litgpt/installed .venv/torchtune/installed
 
 # compile the kernels for GPUs that are not here, with the two versions of Triton that torch 2.11 and 2.13 bring
 # make gate RECORD="--json benchmarks/results/kernel_gate.json --markdown docs/kernel_gate.md" keeps what was found
@@ -54,6 +57,11 @@ notebooks: .venv/judged
 .venv/trl-ppo/installed: .venv/judged tests/parity/trl_ppo.txt
 	rm -rf .venv/trl-ppo
 	$(BIN)/python -m pip install -q --no-deps --target .venv/trl-ppo -r tests/parity/trl_ppo.txt
+	touch $@
+
+.venv/litgpt/installed .venv/torchtune/installed: .venv/%/installed: benchmarks/peers_%.txt .venv/judged
+	rm -rf .venv/$*
+	$(BIN)/python -m pip install -q --no-deps --target .venv/$* -r $<
 	touch $@
 
 .venv/triton-3.6/installed: .venv/tested

@@ -95,7 +95,7 @@ def draw(file: Path, rows: Mapping[str, dict]) -> None:
     for axes, (case, row) in zip(panels[0], rows.items()):
         names = list(row["sides"])
         speeds = [1000 * row["tokens"] / max(1, row["sides"][name]["ms"]) for name in names]
-        colors = ["#d98c3f" if name.startswith("minift") else "#2f5f8f" for name in names]
+        colors = [{OURS: "#d98c3f", INT8: "#ecc59c"}.get(name, "#2f5f8f") for name in names]
         bars = axes.barh(names, speeds, color=colors, height=0.6)
         axes.bar_label(bars, [f" {speed:,.0f}" for speed in speeds], fontsize=8)
         axes.set(title=f"{case}, tokens/s")

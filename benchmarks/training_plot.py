@@ -31,6 +31,6 @@ def draw(file: Path, rows: Mapping[str, dict], aims: Mapping[str, Mapping[str, t
     for axes in (left, right):
         axes.grid(alpha=0.25, linewidth=0.6, axis="x")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.24 / figure.get_figheight()), ncols=3)
     figure.savefig(file, dpi=120)
     plt.close(figure)
