@@ -7,7 +7,7 @@ ATTENTION, TRANSFORMER, FOLDER = "minift/models/attention.py", "minift/models/tr
 TEST, PARITY = "tests/models/test_encoder.py", "tests/parity/test_encoders.py"
 
 MUTANTS = [
-    Mutant("short_attention_stays_bfloat16", ATTENTION, 'with torch.autocast("cpu", enabled=False):', "if True:", "tests/models/test_transformer.py"),
+    Mutant("short_attention_stays_bfloat16", ATTENTION, "if wants_float32(q, k.shape[2]):", "if False:", "tests/models/test_transformer.py"),
     Mutant("a_text_scored_twice_has_two_scores", ATTENTION, 'torch.is_autocast_enabled("cpu")', "torch.is_grad_enabled()", "tests/models/test_transformer.py"),
     Mutant("an_encoder_looks_back_only", ATTENTION, "causal = bias is None and self.config.causal", "causal = bias is None", TEST),
     Mutant("an_encoder_sees_pads", ATTENTION, "        if segments is None:\n            return None\n        return F.pad(segments", "        if True:\n            return None\n        return F.pad(segments", TEST),

@@ -134,10 +134,10 @@ def test_noise_that_cannot_be_is_refused(tune, tmp_path, options, text):
     assert status == 2 and text in " ".join(complaint.split()) and not (tmp_path / "run").exists()
 
 
-def test_the_recipe_hands_the_noise_to_the_loop(monkeypatch):
+def test_the_recipe_hands_the_noise_to_the_loop(monkeypatch, tmp_path):
     given = {}
     monkeypatch.setattr(sft, "fit", lambda model, batches, loss, *rest: given.update(loss=loss))
-    sft.tune(model := small(), [example(4)], [], sft.MethodConfig(), None, quiet=True)
+    sft.tune(model := small(), [example(4)], [], sft.MethodConfig(), tmp_path, quiet=True)
     assert given["loss"] is sft.loss and model.training
-    sft.tune(model, [example(4)], [], sft.MethodConfig(), None, quiet=True, neftune=5.0)
+    sft.tune(model, [example(4)], [], sft.MethodConfig(), tmp_path, quiet=True, neftune=5.0)
     assert given["loss"] is not sft.loss

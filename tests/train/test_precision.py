@@ -20,6 +20,7 @@ def timed(monkeypatch):
         ticks = itertools.accumulate(itertools.chain.from_iterable((0, seconds) for seconds in [fp32] * 8 + [bf16] * 8))
         monkeypatch.setattr(precision.time, "perf_counter", lambda: next(ticks))
 
+    monkeypatch.setattr(precision, "_recalled", {})                          # of runs that other tests took up again
     yield pretend
     fastest.cache_clear()
 
