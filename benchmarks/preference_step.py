@@ -19,7 +19,6 @@ Writes benchmarks/results/preference_step.json and the table in docs/preference_
 tests/parity/test_preference_step.py."""
 
 from functools import partial
-from pathlib import Path
 
 from benchmarks import harness
 from benchmarks.harness import Bench, Run, agreed, beside, main
