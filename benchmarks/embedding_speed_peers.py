@@ -7,6 +7,7 @@ import json
 import time
 from pathlib import Path
 
+from benchmarks.bare_loop import bare_loop
 from benchmarks.embedding_speed_case import RATE, TEMPERATURE, Sizes, rows
 from benchmarks.trainers import ticking, train
 from benchmarks.turns import Gate
@@ -63,22 +64,11 @@ def trainer(gate: Gate, folder: Path, case: str, size: int, precision: str) -> N
 
 
 def loop(gate: Gate, folder: Path, case: str, size: int, precision: str, mini_batch: int = 0) -> None:
-    import torch
-
     model = body(folder).train()
     loss, given = objective(model, mini_batch), rows(folder, case)
     batches = [[model.preprocess(list(column)) for column in zip(*given[i : i + size])] for i in range(0, len(given) - size + 1, size)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
-    gate.open()
-    while True:
-        for columns in batches:
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                mean = loss([dict(column) for column in columns], None)
-            mean.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            gate.tick(mean.item())
+    columns_loss = lambda columns: loss([dict(column) for column in columns], None)              # the model adds to the dicts
+    bare_loop(gate, model, columns_loss, batches, precision, RATE)
 
 
 def encode(gate: Gate, folder: Path, sizes: Sizes, precision: str, size: int = 32) -> None:

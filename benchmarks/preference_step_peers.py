@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import trainers
+from benchmarks.bare_loop import bare_loop
 from benchmarks.preference_step_case import BETA, END, GROUPS, KL, PASSES, RATE, SPECIAL, Sizes, preferences, prompts, reward, text, word
 from benchmarks.trainers import ticking, train
 from benchmarks.turns import Gate
@@ -117,7 +118,7 @@ def loop_dpo(gate: Gate, folder: Path, sizes: Sizes, precision: str) -> None:
         gain = sums(policy, ids) - reference
         return -F.logsigmoid(BETA * (gain[: sizes.pairs] - gain[sizes.pairs :])).mean()
 
-    bare_loop(gate, policy, loss, sizes, precision)
+    pairs_loop(gate, policy, loss, sizes, precision)
 
 
 def loop_reward(gate: Gate, folder: Path, sizes: Sizes, precision: str) -> None:
@@ -129,25 +130,16 @@ def loop_reward(gate: Gate, folder: Path, sizes: Sizes, precision: str) -> None:
         scores = model(input_ids=ids, use_cache=False).logits[:, 0]
         return -F.logsigmoid(scores[: sizes.pairs] - scores[sizes.pairs :]).mean()
 
-    bare_loop(gate, model, loss, sizes, precision)
+    pairs_loop(gate, model, loss, sizes, precision)
 
 
-def bare_loop(gate: Gate, model, loss, sizes: Sizes, precision: str) -> None:
+def pairs_loop(gate: Gate, model, loss, sizes: Sizes, precision: str) -> None:
+    """loss(ids) of n pairs: their n better rows, then their n worse ones."""
     import torch
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
     rows, n = preferences(sizes), sizes.pairs
     batches = [torch.tensor([p + a[which] for which in (0, 1) for p, *a in rows[i : i + n]]) for i in range(0, len(rows), n)]
-    gate.open()
-    while True:
-        for ids in batches:
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                mean = loss(ids)
-            mean.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            gate.tick(mean.item())
+    bare_loop(gate, model, loss, batches, precision, RATE)
 
 
 def arguments(config_class, folder: Path, precision: str, rows: int, **own):

@@ -9,8 +9,8 @@ They read the folders that all sides read, under their own names:
 import sys
 from pathlib import Path
 
-from benchmarks.training_case import ALPHA, CASES, LINEARS, RANK, Sizes, adapter, base, exact_rows
-from benchmarks.training_peers import bare
+from benchmarks.bare_loop import bare_loop
+from benchmarks.training_case import ALPHA, CASES, LINEARS, RANK, RATE, Sizes, adapter, base, exact_rows
 from benchmarks.turns import Absent, Gate
 
 CHUNK = 128
@@ -52,7 +52,7 @@ def litgpt(gate: Gate, folder: Path, sizes: Sizes, case: str, precision: str) ->
         logits[-1] = logits[-1][..., :-1, :]                                # shifted, as in its recipes
         return chunked_cross_entropy(logits, ids[..., 1:])
 
-    bare(gate, net, loss, exact_rows(sizes, case), precision)
+    bare_loop(gate, net.train(), loss, exact_rows(sizes, case), precision, RATE)
 
 
 def torchtune(gate: Gate, folder: Path, sizes: Sizes, case: str, precision: str) -> None:
@@ -82,7 +82,7 @@ def torchtune(gate: Gate, folder: Path, sizes: Sizes, case: str, precision: str)
     def loss(ids):
         return fused(net(ids), torch.cat([ids[:, 1:], torch.full((len(ids), 1), -100)], 1))
 
-    bare(gate, net, loss, exact_rows(sizes, case), precision)
+    bare_loop(gate, net.train(), loss, exact_rows(sizes, case), precision, RATE)
 
 
 def stored(folder: Path, case: str, lora: bool) -> tuple[dict, dict]:

@@ -7,6 +7,7 @@ each mode is a side. bf16 is their own mixed precision. QLoRA is bitsandbytes' n
 from pathlib import Path
 
 from benchmarks import trainers
+from benchmarks.bare_loop import bare_loop
 from benchmarks.training_case import CASES, END, PAD, RATE, Sizes, adapter, base, exact_rows, real_rows
 from benchmarks.trainers import ticking
 from benchmarks.turns import Gate
@@ -66,25 +67,7 @@ def trl_unasked(gate: Gate, folder: Path, sizes: Sizes, case: str, precision: st
 def loop(gate: Gate, folder: Path, sizes: Sizes, case: str, precision: str) -> None:
     """Nothing but the step."""
     net = model(folder, case, precision)
-    bare(gate, net, lambda ids: net(input_ids=ids, labels=ids, use_cache=False).loss, exact_rows(sizes, case), precision)
-
-
-def bare(gate: Gate, net, loss, batches, precision: str) -> None:
-    """The hand-written loop of every library that has none of its own here. loss(ids) is the mean over targets."""
-    import torch
-
-    trained = [p for p in net.train().parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0, fused=True)
-    gate.open()
-    while True:
-        for ids in batches:
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                mean = loss(ids)
-            mean.backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            gate.tick(mean.item())
+    bare_loop(gate, net.train(), lambda ids: net(input_ids=ids, labels=ids, use_cache=False).loss, exact_rows(sizes, case), precision, RATE)
 
 
 def model(folder: Path, case: str, precision: str):

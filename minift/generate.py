@@ -22,6 +22,7 @@ from minift.errors import InputError
 from minift.losses.logprobs import pack_support
 from minift.models.cache import KVCache
 from minift.models.encoder_decoder import EncoderDecoder
+from minift.models.linear import packed, without_gradients
 from minift.models.transformer import Transformer
 from minift.peft.attach import in_rows, rows as answered_by
 from minift.sampling import Sampling, adjust, choose, penalize, row_seeds
@@ -31,6 +32,8 @@ from minift.tokenizer.answer import Answer as Answer
 
 LEAVE = 7 / 8
 """Ended rows leave a batch together, as soon as at most this share of it is still running."""
+LONG = 32
+"""Tokens to be written from which on it pays to put the head's weight in order first."""
 
 
 def position_limit(model: Transformer) -> int | float:
@@ -72,9 +75,11 @@ def steps(
     try:
         limit = position_limit(model)
         cache, last = _read(model, prompts, sets, max_new_tokens)
+        with without_gradients():
+            head = packed(model.head) if max_new_tokens >= LONG else model.head
         for step in range(max_new_tokens):
-            with answering():                                                                      # never across a yield
-                logits = model.head(last).float()                                                  # (B, V)
+            with without_gradients(), answering():                                                 # never across a yield
+                logits = head(last).float()                                                  # (B, V)
             if sampling.repetition_penalty != 1.0:
                 logits = penalize(logits, seen, sampling.repetition_penalty)
             chosen = choose(logits, sampling, dice)                                                # (B,)
@@ -92,10 +97,11 @@ def steps(
             if len(going) <= LEAVE * len(rows) or any(full):                                       # moving the others up costs, too
                 rows, dice = [rows[i] for i in going], [dice[i] for i in going]
                 kept = torch.tensor(going, device=device)
-                cache.keep_rows(kept)
+                with without_gradients():                                                          # the cache was made in there
+                    cache.keep_rows(kept)
                 chosen, seen = chosen[kept], seen[kept]
             seen.scatter_(1, chosen[:, None], True)
-            with answering():
+            with without_gradients(), answering():
                 last = model.hidden(chosen[:, None], cache=cache)[:, -1]                           # (B, C)
     finally:
         model.train(was_training)
@@ -116,7 +122,7 @@ def _read(model, prompts: Sequence[Sequence[int]], sets: Sequence[str | None] | 
     capacity = min(token_ids.shape[1] + new, position_limit(model))
     lengths, token_ids = lengths.to(device), token_ids.to(device)
     shared = len(place) < len(asked)
-    with _answering(model, None if sets is None else [name for _, name in place]):
+    with without_gradients(), _answering(model, None if sets is None else [name for _, name in place]):
         rows = [prompt for prompt, _ in place] if model.config.decoder_layers else len(place)
         cache = model.new_cache(rows, token_ids.shape[1] if shared else capacity)
         hidden = model.hidden(token_ids, cache=cache)                                              # (D, T, C)

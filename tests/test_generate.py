@@ -10,7 +10,7 @@ import torch
 
 from minift import peft
 from minift.errors import InputError
-from minift.generate import Answer, generate, generate_ids, stream
+from minift.generate import LONG, Answer, generate, generate_ids, position_limit, stream
 from minift.models.cache import KVCache
 from minift.models.config import ModelConfig, RopeScaling
 from minift.models.transformer import Transformer
@@ -98,6 +98,15 @@ def test_cached_greedy_ids_are_the_uncached_ones(name):
     model = opinionated(CONFIGS[name])
     for prompt in RAGGED:
         assert generate_ids(model, [prompt], max_new_tokens=12) == [without_cache(model, prompt, 12)]
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "dynamic"])
+def test_rows_of_one_length_and_of_several_write_the_uncached_ids_for_long(name):
+    model, new = opinionated(CONFIGS[name]), LONG + 8                         # the head's weight is put in order first
+    prompts = [RAGGED[-1], RAGGED[-1][::-1], RAGGED[0]]
+    new = min(new, int(position_limit(model)) - max(map(len, prompts))) if CONFIGS[name].position == "learned" else new
+    alone = [without_cache(model, prompt, new) for prompt in prompts]
+    assert generate_ids(model, prompts[:2], max_new_tokens=new) == alone[:2] and generate_ids(model, prompts, max_new_tokens=new) == alone
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -75,7 +75,8 @@ def visibility(
         if segments is None:
             return None
         return F.pad(segments[:, None, :, None] == segments[:, None, None, :], (slots - T, 0), value=True)
-    if cache is None and segments is None and config.position not in ("alibi", "relative") and (window is None or window >= slots) and slots == T:
+    alone = T == 1 and cache is not None and cache.even                 # one more token in each row, behind all the others
+    if (cache is None and slots == T or alone) and segments is None and config.position not in ("alibi", "relative") and (window is None or window >= slots):
         return None
     if cache is None:                                                  # slots in the row, not places: packing restarts those
         query_slot = torch.arange(slots - T, slots, device=device)[None]           # (1, T)
@@ -159,7 +160,7 @@ class Attention(nn.Module):
         if wants_float32(q, k.shape[2]):
             with torch.autocast("cpu", enabled=False):
                 return self.mix(q.float(), k.float(), v.float(), bias if bias is None or bias.dtype == torch.bool else bias.float()).to(q.dtype)
-        causal = bias is None and self.config.causal
+        causal = bias is None and self.config.causal and q.shape[2] > 1           # a single query is the last token, and sees all
         options = dict(is_causal=causal, enable_gqa=q.shape[1] != k.shape[1], scale=self.config.attention_scale)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, **options)
 

@@ -27,10 +27,12 @@ class KVCache:
         self.capacity = capacity
         self.virtual = 0                                                      # V: how many of them are virtual
         self.filled = 0                                                       # slots in use by the longest row, pads included
+        self.even = False                                                     # do all rows hold as many, before this forward?
 
     def reserve(self, new: int) -> int:
         """Called once per forward: how many slots attention has to look at when each row gets `new` tokens."""
-        self.filled = int(self.lengths.max()) + new
+        shortest, longest = torch.stack(self.lengths.aminmax()).tolist()
+        self.filled, self.even = longest + new, shortest == longest
         if self.filled > self.capacity:
             raise InputError(f"the KV cache has room for {self.capacity} tokens a row, {self.filled} are wanted: make a larger one")
         return self.filled
@@ -47,6 +49,10 @@ class KVCache:
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, kv heads, T, D) after each row's tokens; returns all keys and values so far, (B, kv heads, slots in use, D)."""
         new = keys.shape[2]
+        if self.even:                                                                   # the same slots in every row, which come last
+            self.keys[layer][:, :, self.filled - new : self.filled] = keys
+            self.values[layer][:, :, self.filled - new : self.filled] = values
+            return self.keys[layer][:, :, : self.filled], self.values[layer][:, :, : self.filled]
         slots = self.lengths[:, None] + torch.arange(new, device=keys.device)           # (B, T)
         rows = torch.arange(len(slots), device=keys.device)[:, None]
         self.keys[layer][rows, :, slots] = keys.transpose(1, 2).to(self.keys.dtype)     # an advanced index puts (B, T) first

@@ -22,6 +22,7 @@ from minift.models.config import ModelConfig
 from minift.models.cross import Memory
 from minift.models.encoder import Encoder
 from minift.models.families import module_names
+from minift.models.linear import Linear
 from minift.models.pooling import Pooling
 from minift.models.ragged import lay_out
 from minift.models.transformer import Transformer
@@ -52,7 +53,7 @@ class EncoderDecoder(nn.Module):
         encoder, decoder = Encoder(encoder_of(config)), Transformer(decoder_of(config))
         self.embed = decoder.embed = encoder.embed                                      # (V, C)
         self.encoder, self.decoder = encoder, decoder
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)        # (V, C)
+        self.head = Linear(config.hidden_size, config.vocab_size, bias=False)           # (V, C)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
         elif self.head.weight.device.type != "meta":

@@ -7,12 +7,15 @@ PyTorch multiplies float32 matrices on a CPU with MKL. oneDNN, which it uses for
 round float32 to bfloat16 where the CPU has units for that (AMX). Where it has none, oneDNN multiplies in float32 like MKL, in another
 order, 10 to 40 % faster at the sizes of a small model on the CPU of docs/peft_speed.md. `exact_here` tries which of the two it is.
 The setting is on only around these products: attention becomes slower with it, and other people's products are none of our business.
-Left out: small products, where it gains nothing; other devices and dtypes, autocast and torch.compile, which choose by themselves.
+
+Writing token by token, each weight meets a few rows and the product waits for the weight. There oneDNN's own linear, which never rounds and takes
+a weight as it lies, is about twice as fast as MKL: `without_gradients` says that nobody will ask for a gradient, which it does not have.
+Left out: small products with gradients, where neither gains anything; other devices and dtypes, autocast and torch.compile, which choose by themselves.
 Proved in tests/models/test_linear.py."""
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +23,10 @@ from torch import Tensor, nn
 
 LARGE = 2**18
 """Numbers in x, or in y0, from which on oneDNN is asked: 1,024 tokens of width 256."""
+FEW_ROWS = 8
+"""For how many rows of x `packed` orders a weight; it is as good for 1 to 32."""
+ONEDNN = torch.backends.mkldnn.is_available()
+_onednn_linear = torch.ops.mkldnn._linear_pointwise.default if ONEDNN else None
 
 
 @contextlib.contextmanager
@@ -44,11 +51,33 @@ def _onednn() -> Iterator[None]:
 def exact_here() -> bool:
     """Does oneDNN, allowed to round, keep all 24 bits of float32 on this CPU? x times the identity is x in float32; in bfloat16, or
     in anything shorter, 1 + 2^-20 becomes 1."""
-    if not torch.backends.mkldnn.is_available():
+    if not ONEDNN:
         return False
     with torch.no_grad(), _onednn():
         x = torch.full((512, 512), 1 + 2**-20)
         return torch.equal(x @ torch.eye(512), x)
+
+
+_inference = False
+"""Inside `without_gradients`."""
+
+
+@contextlib.contextmanager
+def without_gradients() -> Iterator[None]:
+    """torch.no_grad, and `linear` may take ways that have no gradient. Their numbers differ in the last digits from those of other ways, so what is
+    compared with numbers of training (a policy's log-probabilities) is not computed in here."""
+    global _inference
+    before, _inference = _inference, True
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        _inference = before
+
+
+def asks_no_gradient() -> bool:
+    """Are we inside `without_gradients`?"""
+    return _inference
 
 
 class Linear(nn.Linear):
@@ -58,9 +87,25 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def is_product(module: nn.Module) -> bool:
+    """Is calling it x WT and nothing more?"""
+    return type(module) in (nn.Linear, Linear) and module.bias is None
+
+
 def linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
     """x WT + b, (..., K) -> (..., N): F.linear, faster."""
+    if _inference and _plain(x, W):
+        return _onednn_linear(x, W, b, "none", [], "")                                # without an activation behind it
     return Product.apply(x, W, b) if _large(x, W) else F.linear(x, W, b)
+
+
+def packed(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A Linear that will be read many times inside `without_gradients`: from a copy of its weight in oneDNN's own order, twice as fast from 2 rows to 16. The copy is
+    as large as the weight and takes as long as some ten products of one row; it goes when what is returned does. Any other module is returned as it is."""
+    if type(layer) is not Linear or not _plain(layer.weight):
+        return layer
+    W, b = torch.ops.mkldnn._reorder_linear_weight(layer.weight, FEW_ROWS), layer.bias
+    return lambda x: _onednn_linear(x, W, b, "none", [], "")
 
 
 def plus_product(y: Tensor, low: Tensor, B: Tensor, scale: float) -> Tensor:
@@ -75,9 +120,15 @@ def rows(x: Tensor) -> Tensor:                                                  
 
 
 def _large(x: Tensor, *others: Tensor) -> bool:
-    if x.numel() < LARGE or x.device.type != "cpu" or any(t.dtype != torch.float32 for t in (x, *others)):
-        return False
-    return not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling() and exact_here()
+    return x.numel() >= LARGE and _plain(x, *others) and exact_here()
+
+
+def _plain(*tensors: Tensor) -> bool:
+    """float32 on a CPU where nobody else chooses how to multiply."""
+    for t in tensors:                                                                 # in decoding, this is asked at every linear of every token
+        if t.dtype != torch.float32 or not t.is_cpu:
+            return False
+    return ONEDNN and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
 class Product(torch.autograd.Function):

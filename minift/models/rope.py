@@ -62,7 +62,9 @@ def rotation(config: ModelConfig, positions: Tensor, segments: Tensor | None = N
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn x (B, H, T, D) by the angles; numbers beyond the rotated width pass unchanged. Computed in float32, returned in x's dtype."""
-    return rotate_plainly(x, cos, sin) if torch.compiler.is_compiling() else Rotation.apply(x, cos, sin)
+    if torch.compiler.is_compiling():
+        return rotate_plainly(x, cos, sin)
+    return Rotation.apply(x, cos, sin) if x.requires_grad and torch.is_grad_enabled() else rotated(x, cos, sin)
 
 
 def rotate_plainly(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -73,19 +75,25 @@ def rotate_plainly(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """rotate_plainly with one new tensor instead of a dozen."""
+    half = cos.shape[-1]
+    first, second = x[..., :half].float(), x[..., half : 2 * half].float()
+    turned = torch.empty_like(x, dtype=torch.float32)
+    torch.mul(first, cos, out=turned[..., :half]).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=turned[..., half : 2 * half]).addcmul_(first, sin)
+    if x.shape[-1] > 2 * half:
+        turned[..., 2 * half :] = x[..., 2 * half :]
+    return turned.to(x.dtype)
+
+
 class Rotation(torch.autograd.Function):
     """rotate_plainly without intermediate tensors. Its gradient is the rotation back, which autograd would find in a dozen passes."""
 
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        half = cos.shape[-1]
-        first, second = x[..., :half].float(), x[..., half : 2 * half].float()
-        turned = torch.empty_like(x, dtype=torch.float32)
-        torch.mul(first, cos, out=turned[..., :half]).addcmul_(second, sin, value=-1)
-        torch.mul(second, cos, out=turned[..., half : 2 * half]).addcmul_(first, sin)
-        turned[..., 2 * half :] = x[..., 2 * half :]
-        return turned.to(x.dtype)
+        return rotated(x, cos, sin)
 
     @staticmethod
     def backward(ctx, dy: Tensor):

@@ -24,6 +24,7 @@ from minift.models.cache import KVCache
 from minift.models.config import ModelConfig
 from minift.models.cross import Memory
 from minift.models.families import module_names
+from minift.models.linear import Linear
 from minift.models.pooling import Pooling
 from minift.models.ragged import Ragged
 from minift.models.relative import relative_bias
@@ -53,7 +54,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = nn.Identity() if config.norm_after else make_norm(config)
         if config.top == "next":
-            self.head = nn.Linear(C, config.vocab_size, bias=False)
+            self.head = Linear(C, config.vocab_size, bias=False)
             if config.tie_embeddings:
                 self.head.weight = self.embed.weight
         self.apply(self._start)

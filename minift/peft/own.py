@@ -22,6 +22,7 @@ from torch.func import functional_call
 
 from minift.errors import InputError
 from minift.models.encoder_decoder import EncoderDecoder
+from minift.models.linear import is_product
 from minift.peft.targets import HEADS, is_conv1d
 from minift.peft.wrapper import base_at, base_modules
 from minift.quant import QuantizedLinear
@@ -130,7 +131,7 @@ class Own(nn.Module):
 
     def plain_weight(self, base: nn.Module) -> Tensor | None:
         """See wrapper.plain_weight."""
-        return self.weight if type(base) is nn.Linear and base.bias is None and self.weight.dtype == base.weight.dtype else None
+        return self.weight if is_product(base) and self.weight.dtype == base.weight.dtype else None
 
     def merged(self, base: nn.Module) -> dict[str, Tensor]:
         """The trained numbers; where two modules share them, both get the same tensor, so tied stays tied."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from minift.errors import InputError
 from minift.models.attention import Context
+from minift.models.linear import is_product
 
 
 class Adapted(nn.Module):
@@ -70,7 +71,7 @@ def plain_weight(module: nn.Module) -> Tensor | None:
             return plain_weight(module.base)
         small = module.adapters[module.active]
         return small.plain_weight(module.base) if hasattr(small, "plain_weight") else None
-    return module.weight if type(module) is nn.Linear and module.bias is None else None
+    return module.weight if is_product(module) else None
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:

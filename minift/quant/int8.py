@@ -9,6 +9,7 @@ Files are as bitsandbytes writes them (weight, SCB), and its quantization of a m
 to float16 before, so a file has the same bytes only where float16 holds the weights.
 Left out: int8 activations. Proved in tests/quant/test_int8.py and tests/parity/test_bitsandbytes.py."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -35,6 +36,17 @@ class Int8:
 
     scheme: ClassVar[str] = "int8"
     bits: ClassVar[int] = 8
+
+    @functools.cached_property
+    def scale(self) -> Tensor:
+        """(N,) float32: what a whole number stands for."""
+        return self.absmax / 127
+
+    @functools.cached_property
+    def in_whole_steps(self) -> bool:
+        """PyTorch's kernel for int8 reads 16 numbers at a time from addresses of 16 bytes, 4 rows at a time, and checks none of it."""
+        N, K = self.packed.shape
+        return K % 16 == 0 and N % 4 == 0 and self.packed.is_contiguous() and self.packed.data_ptr() % 16 == 0
 
 
 def quantize(weight: Tensor) -> Int8:

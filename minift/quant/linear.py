@@ -15,15 +15,17 @@ Left out: gradients of gradients. Proved in tests/quant/test_linear.py; timed in
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from minift.errors import InputError
-from minift.models.linear import linear
+from minift.models.linear import asks_no_gradient, linear
 from minift.models.linear import rows as rows_of
 from minift.quant.blocks import FourBit, for_kernels, on_gpu
+from minift.quant.int8 import Int8
 from minift.quant.lookup import on_cpu
 from minift.quant.state import state_of, with_state
 from minift.quant.lookup import one_thread
@@ -63,7 +65,7 @@ class QuantizedLinear(nn.Linear):
             raise InputError(f"x is {x.dtype} {tuple(x.shape)}: this linear takes floating-point numbers (..., {self.in_features})")
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        y = FrozenProduct.apply(x, self.q)
+        y = product(x, self.q) if asks_no_gradient() else FrozenProduct.apply(x, self.q)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _apply(self, fn, recurse=True):
@@ -109,20 +111,27 @@ class FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, q: Quantized) -> Tensor:
         ctx.q = q
-        flat = rows_of(x)                                                             # (M, K)
-        if 0 < len(flat) <= FEW and (product := quick(flat, q)):
-            return product(flat, q).view(*x.shape[:-1], q.shape[0])
-        return linear(x, weight_for(x, q))
+        return product(x, q)
 
     @staticmethod
     def backward(ctx, dy: Tensor):
         return linear(dy, weight_for(dy, ctx.q).T), None                              # dy W
 
 
+def product(x: Tensor, q: Quantized) -> Tensor:
+    """x WT, (..., K) -> (..., N)."""
+    flat = rows_of(x)                                                                 # (M, K)
+    if 0 < len(flat) <= FEW and (way := quick(flat, q)):
+        return way(flat, q).view(*x.shape[:-1], q.shape[0])
+    return linear(x, weight_for(x, q))
+
+
 def quick(x: Tensor, q: Quantized) -> Callable[[Tensor, Quantized], Tensor] | None:
     """A way to x WT for few rows that never holds W as a whole, if there is one."""
     if on_gpu(x):
         return by_kernel if isinstance(q, FourBit) and x.dtype == q.dtype else None
+    if len(x) <= ALONE and x.dtype == torch.float32 and asks_no_gradient() and on_cpu(x) and isinstance(q, Int8) and q.in_whole_steps:
+        return by_whole_numbers
     return by_pieces if on_cpu(x) else None
 
 
@@ -147,6 +156,17 @@ def by_pieces(x: Tensor, q: Quantized) -> Tensor:                               
                 y[:, n : n + len(W)] = wide @ W.T
             n += len(W)
     return y.to(x.dtype)
+
+
+def by_whole_numbers(x: Tensor, q: Int8) -> Tensor:                                   # (M, K) -> (M, N)
+    """x in bfloat16 times the whole numbers as they are, summed in float32: a quarter of the bytes of W is read. Where a text is written, nothing is waited for but those."""
+    return torch._weight_int8pack_mm(x.bfloat16().contiguous(), q.packed, ones(q.shape[0])) * q.scale
+
+
+@functools.cache
+def ones(n: int) -> Tensor:
+    """The kernel would like its scales in bfloat16, which is too short for them."""
+    return torch.ones(n, dtype=torch.bfloat16)
 
 
 def by_kernel(x: Tensor, q: FourBit) -> Tensor:                                       # (M, K) -> (M, N)

@@ -75,6 +75,8 @@ class Config(RunConfig):
         given = [name for name, default in on_features.items() if getattr(self, name) != default]
         if given and not self.features:
             raise InputError(f"--{given[0]} is for a head on features, and --method {self.method} trains the model: leave it out")
+        if self.profile and self.features:
+            raise InputError(f"--profile looks at the steps of a fine-tuning, and --method {self.method} has none of its own: leave it out, or take --method full or lora")
         if self.head == "knn" and (self.class_weights != "none" or self.label_smoothing or self.l2 is not None):
             raise InputError("--head knn learns nothing: --class-weights, --label-smoothing and --l2 have no effect on it, leave them out")
 

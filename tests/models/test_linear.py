@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from minift.models.linear import LARGE, Linear, PlusProduct, Product, exact_here, fast_products, plus_product
+from minift.models import linear as module
+from minift.models.linear import LARGE, Linear, PlusProduct, Product, exact_here, fast_products, is_product, packed, plus_product, without_gradients
 
 K, N, R, TOKENS = 264, 272, 3, (5, 201)                                        # 5 * 201 * 264 > LARGE
 
@@ -123,3 +124,62 @@ def test_a_low_rank_product_keeps_only_what_its_gradients_need():
     y, low, B = torch.randn(*TOKENS, N), torch.randn(*TOKENS, R, requires_grad=True), torch.randn(N, R)
     assert PlusProduct.apply(y, low, B, 1.0).grad_fn.saved_tensors[0] is None
     assert PlusProduct.apply(y, low.detach(), B.requires_grad_(), 1.0).grad_fn.saved_tensors[1] is None
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tokens", [(1,), (1, 1), (8, 1), (2, 37), TOKENS], ids=str)
+def test_without_gradients_the_numbers_are_those_of_a_float64_linear(tokens, bias):
+    layer, x = Linear(K, N, bias=bias), torch.randn(*tokens, K)
+    expected = nn.functional.linear(x.double(), layer.weight.double(), None if layer.bias is None else layer.bias.double())
+    with without_gradients():
+        for y in (layer(x), packed(layer)(x)):
+            assert not y.requires_grad
+            torch.testing.assert_close(y.double(), expected, rtol=0, atol=2e-4)
+
+
+def test_without_gradients_nothing_is_rounded_on_the_way():
+    x = torch.full((3, 512), 1 + 2**-20)
+    layer = Linear(512, 512, bias=False)
+    layer.weight.data = torch.eye(512)
+    with without_gradients():
+        assert torch.equal(layer(x), x) and torch.equal(packed(layer)(x), x)
+
+
+def test_a_packed_linear_is_read_at_any_number_of_rows_and_keeps_its_own_weight():
+    layer = Linear(K, N)
+    with without_gradients():
+        product = packed(layer)
+        outputs = {rows: product(torch.ones(rows, K)) for rows in (1, 2, 8, 33)}
+        for rows, y in outputs.items():
+            torch.testing.assert_close(y, layer(torch.ones(rows, K)), rtol=0, atol=2e-4)
+    assert layer.weight.layout == torch.strided
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 3), nn.ReLU(), Linear(4, 3).double(), Linear(4, 3).bfloat16()], ids=["not ours", "no linear", "double", "bf16"])
+def test_what_cannot_be_packed_is_itself(layer):
+    assert packed(layer) is layer
+
+
+def test_gradients_are_there_again_behind_the_block_even_after_an_error():
+    layer, x = Linear(K, N), torch.randn(3, K)
+    with pytest.raises(RuntimeError), without_gradients():
+        with without_gradients():
+            assert not layer(x).requires_grad
+        assert module.asks_no_gradient()
+        layer(torch.ones(2, K + 1))
+    assert not module.asks_no_gradient()
+    layer(x).sum().backward()
+    torch.testing.assert_close(layer.bias.grad, torch.full((N,), 3.0))
+
+
+def test_without_gradients_other_dtypes_and_autocast_choose_by_themselves():
+    layer, x = Linear(K, N), torch.randn(2, K)
+    with without_gradients(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    with without_gradients():
+        assert layer.double()(x.double()).dtype == torch.float64
+
+
+def test_a_product_is_a_linear_without_a_bias_and_nothing_around_it():
+    assert is_product(Linear(2, 3, bias=False)) and is_product(nn.Linear(2, 3, bias=False))
+    assert not is_product(Linear(2, 3)) and not is_product(nn.Sequential()) and not is_product(nn.Bilinear(2, 2, 2))

@@ -44,6 +44,22 @@ MUTANTS = [
         old="other.lengths, other.capacity = self.lengths[rows], capacity", new="other.capacity = capacity",
     ),
     Mutant(
+        name="even_rows_overwrite_their_last_token", file="minift/models/cache.py", test=GENERATE,
+        old="self.values[layer][:, :, self.filled - new : self.filled] = values", new="self.values[layer][:, :, self.filled - new - (new == 1) : self.filled - (new == 1)] = values",
+    ),
+    Mutant(
+        name="rows_are_even_if_two_are", file="minift/models/cache.py", test=GENERATE,
+        old="longest + new, shortest == longest", new="longest + new, int(self.lengths[-1]) == longest",
+    ),
+    Mutant(
+        name="a_lone_token_sees_beyond_its_window", file="minift/models/attention.py", test=GENERATE,
+        old="(window is None or window >= slots):\n        return None", new="(alone or window is None or window >= slots):\n        return None",
+    ),
+    Mutant(
+        name="a_lone_token_sees_the_first_key_alone", file="minift/models/attention.py", test=GENERATE,
+        old="self.config.causal and q.shape[2] > 1", new="self.config.causal",
+    ),
+    Mutant(
         name="penalty_forgets_the_answer", file="minift/generate.py", test=GENERATE,
         old="seen.scatter_(1, chosen[:, None], True)", new="seen = seen",
     ),

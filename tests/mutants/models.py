@@ -197,6 +197,27 @@ MUTANTS = [
         test="tests/models/test_linear.py",
     ),
     Mutant(
+        name="linear_packed_forgets_its_bias",
+        file="minift/models/linear.py",
+        old="FEW_ROWS), layer.bias",
+        new="FEW_ROWS), None",
+        test="tests/models/test_linear.py",
+    ),
+    Mutant(
+        name="linear_goes_on_without_gradients",
+        file="minift/models/linear.py",
+        old="        _inference = before",
+        new="        pass",
+        test="tests/models/test_linear.py",
+    ),
+    Mutant(
+        name="linear_without_gradients_takes_autocast_for_nothing",
+        file="minift/models/linear.py",
+        old='return ONEDNN and not torch.is_autocast_enabled("cpu") and',
+        new="return ONEDNN and",
+        test="tests/models/test_linear.py",
+    ),
+    Mutant(
         name="linear_writes_into_the_base_output",
         file="minift/models/linear.py",
         old="            return torch.addmm(rows(y), rows(low)",

@@ -34,9 +34,11 @@ MUTANTS = [
     mutant("int4_sixteen_steps", INT4, "((high - low) / 15)", "((high - low) / 16)", "int4"),
     mutant("int4_short_group_takes_the_first_scale", INT4, ".sub_(z[:, -1:]).mul_(s[:, -1:])", ".sub_(z[:, :1]).mul_(s[:, :1])", "int4"),
     mutant("quant_infinity_let_in", TENSOR, "if not torch.isfinite(weight.detach().sum())", "if weight.detach().sum().isnan()", "tensor"),
+    mutant("int8_whole_numbers_scaled_in_bfloat16", LINEAR, "ones(q.shape[0])) * q.scale", "ones(q.shape[0])) * (q.scale * 257 / 256).bfloat16()", "linear"),
+    mutant("int8_rounds_what_it_reads_in_training", LINEAR, "x.dtype == torch.float32 and asks_no_gradient() and on_cpu", "x.dtype == torch.float32 and on_cpu", "linear"),
     mutant("frozen_backward_without_transpose", LINEAR, "weight_for(dy, ctx.q).T), None", "weight_for(dy, ctx.q)), None", "linear"),
-    mutant("frozen_keeps_its_weight", LINEAR, "return linear(x, weight_for(x, q))\n\n    @", "W = weight_for(x, q)\n        ctx.save_for_backward(W)\n"
-           "        return linear(x, W)\n\n    @", "linear"),
+    mutant("frozen_keeps_its_weight", LINEAR, "ctx.q = q\n        return product(x, q)", "ctx.q, W = q, weight_for(x, q)\n        ctx.save_for_backward(W)\n"
+           "        return linear(x, W)", "linear"),
     mutant("linear_scales_follow_the_dtype", LINEAR, "{name: t.to(fn(t).device) for", "{name: fn(t) for", "linear"),
     mutant("maps_worked_out_while_compiling", "kernels/minift_kernels/codes.py", "return torch.tensor(VALUES[name], ",
            'return torch.tensor(_dynamic(name == "signed") if len(VALUES[name]) > 16 else VALUES[name], ', "compile"),

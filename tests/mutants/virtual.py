@@ -51,7 +51,7 @@ MUTANTS = [
     ),
     Mutant(
         name="virtual_prefix_leaves_attention_plain_causal", file=ATTENTION, test=DOOR,
-        old="(window is None or window >= slots) and slots == T:", new="(window is None or window >= slots):",
+        old="(cache is None and slots == T or alone)", new="(cache is None or alone)",
     ),
     Mutant(
         name="virtual_tokens_not_counted_in_the_window", file=ATTENTION, test=DOOR,

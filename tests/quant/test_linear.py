@@ -1,6 +1,7 @@
 """Linear4bit and Linear8bit: the function of an nn.Linear with the rounded weight, forward and backward, and nothing of W kept."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from torch.utils._pytree import tree_leaves
 
 from minift import quant
 from minift.errors import InputError
+from minift.models.linear import without_gradients
 from minift.quant import blocks, lookup
 from minift.quant import linear as module
-from minift.quant.linear import QuantizedLinear
+from minift.quant.linear import ALONE, QuantizedLinear
 from minift.quant.tensor import tensors
 
 SCHEMES = ["nf4", "fp4", "int8", "int4"]
@@ -185,3 +187,44 @@ def test_on_a_gpu_other_schemes_dtypes_and_many_rows_take_w_as_a_whole(monkeypat
     layer = made()
     monkeypatch.setattr(module, "by_kernel", None)
     assert layer(torch.zeros(257, 70)).shape == (257, 33)
+
+
+WHOLE = dict(N=36, K=80)
+"""A size that PyTorch's int8 kernel can take."""
+
+
+@pytest.mark.parametrize("rows", [1, 2, ALONE])
+def test_where_a_text_is_written_int8_multiplies_its_whole_numbers(monkeypatch, rows):
+    monkeypatch.setattr(module, "by_pieces", None)                                    # never called
+    layer, x = made("int8", **WHOLE), torch.randn(rows, 80)
+    W = layer.q.packed.double() * layer.q.absmax.double()[:, None] / 127
+    exact = x.bfloat16().double() @ W.T
+    with without_gradients():
+        y = layer(x)
+    bound = 2**-8 * exact.abs() + 80 * 2**-24 * (x.abs().double() @ W.abs().T) + 1e-6  # a sum in float32, rounded to bfloat16 once
+    assert y.dtype == torch.float32 and ((y - layer.bias).double() - exact).abs().le(bound).all()
+
+
+@pytest.mark.parametrize("scheme, rows, size, dtype", [
+    ("int8", ALONE + 1, WHOLE, torch.float32), ("int8", 2, WHOLE, torch.bfloat16), ("nf4", 2, WHOLE, torch.float32),
+    ("int8", 2, dict(N=36, K=72), torch.float32), ("int8", 2, dict(N=33, K=80), torch.float32),
+])  # fmt: skip
+def test_elsewhere_where_a_text_is_written_the_weights_alone_are_rounded(scheme, rows, size, dtype):
+    layer, x = made(scheme, dtype=dtype, **size), torch.randn(rows, size["K"], dtype=dtype)
+    expected = layer(x)
+    with without_gradients():
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=0 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_whole_numbers_at_an_odd_address_are_not_given_to_a_kernel_that_would_crash():
+    layer = made("int8", **WHOLE)
+    memory = torch.empty(36 * 80 + 1, dtype=torch.int8)
+    odd = memory[1:].view(36, 80)
+    odd.copy_(layer.q.packed)
+    assert layer.q.in_whole_steps and not dataclasses.replace(layer.q, packed=odd).in_whole_steps
+
+
+def test_int8_with_gradients_does_not_round_what_it_reads():
+    layer, x = made("int8", **WHOLE), torch.randn(3, 80)
+    W = quant.dequantize(layer.q)
+    close(layer(x), x.double() @ W.double().T + layer.bias, x, W)

@@ -354,6 +354,7 @@ def said_of(tmp_path, minift, encoder_folder, rows, *options) -> str:
         ([{"text": " ", "label": "x"}], (), "each has an empty text"),
         ([{"text": f"t{i}", "label": "xy"[i % 2]} for i in range(30)], ("--method", "lora", "--head", "knn"), "--head is for a head on features"),
         ([{"text": f"t{i}", "label": "xy"[i % 2]} for i in range(30)], ("--head", "knn", "--l2", 1), "--head knn learns nothing"),
+        ([{"text": f"t{i}", "label": "xy"[i % 2]} for i in range(30)], ("--profile",), "--method features has none of its own"),
         ([{"text": f"t{i}", "score": i} for i in range(30)], ("--label-smoothing", 0.1), "--label-smoothing is for rows with one label"),
         ([{"text": f"t{i}", "score": i} for i in range(30)], ("--class-weights", "balanced"), "--class-weights are for labels"),
         ([{"text": f"t{i}", "score": i} for i in range(30)], ("--shots", 2), "--shots are rows of each label"),
