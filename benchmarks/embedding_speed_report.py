@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.turns import between_marks
+from benchmarks.turns import between_marks, made_on
 
 AIMS = {"step": 1.1, "real": 2.0, "encode": 1.5}
 """What was wanted beforehand: times as fast as sentence-transformers, wall clock."""
@@ -40,13 +40,12 @@ def memory(row: dict) -> str:
 
 def write_page(page: Path, values: dict) -> None:
     """The tables between the page's marks."""
-    rows, on = values["rows"], values["machine"]
+    rows = values["rows"]
     order = [f"{case} {precision}" for case in ("step", "real", "encode") for precision in ("fp32", "bf16")]
     tables = [HEAD, "|" + "---|" * (HEAD.count("|") - 1), *(line(key, rows[key]) for key in order if key in rows), ""]
     if "gradcache fp32" in rows:
         tables += [MEMORY, "|" + "---|" * (MEMORY.count("|") - 1), memory(rows["gradcache fp32"]), ""]
     between_marks(page, [
         *tables,
-        f"{on['cpu']}, {on['threads']} threads, torch {on['torch']}, transformers {on['transformers']}, sentence-transformers {on['sentence-transformers']}, "
-        f"Python {on['python']}, commit {on['commit']}.",
+        made_on(values, {"transformers": "", "sentence-transformers": ""}),
     ])  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.training_report import number, verdict
-from benchmarks.turns import between_marks
+from benchmarks.turns import between_marks, made_on
 
 HF, OURS, INT8, PEERS, TRAIN = "HF generate", "minift", "minift, int8", "transformers, peft, trl", "minift, to train"
 AIMS = {"15m-b1": (1.6, 2.0), "15m-b8": (1.45, 2.0), "110m-b1": (1.2, 1.6), "110m-b8": (1.2, 1.6)}
@@ -71,7 +71,7 @@ def aims(rows: Mapping[str, dict]) -> list[str]:
 
 def write_page(page: Path, values: dict) -> None:
     """The tables between the page's marks, and the picture beside it."""
-    rows, on = values["rows"], values["machine"]
+    rows = values["rows"]
     divider = lambda head: "|" + "---|" * (head.count("|") - 1)
     table = lambda head, keys: [head, divider(head), *(line(f"{key} fp32", rows[f"{key} fp32"]) for key in keys if f"{key} fp32" in rows), ""]
     draw(page.with_suffix(".png"), {case: rows[f"{case} fp32"] for case in SPEEDS if f"{case} fp32" in rows})
@@ -79,8 +79,7 @@ def write_page(page: Path, values: dict) -> None:
         f"![tokens per second]({page.stem}.png)", "", AIMED, divider(AIMED), *aims(rows), "",
         *table(HEAD, SPEEDS), *table(FIRST, [f"{case}-first" for case in SPEEDS]), *table(START, ["startup"]),
         *([f"int8 is lossy: {line('int8-loss fp32', rows['int8-loss fp32'])}.", ""] if "int8-loss fp32" in rows else []),
-        f"{on['cpu']}, {on['threads']} threads, torch {on['torch']}, transformers {on['transformers']}, peft {on['peft']}, trl {on['trl']}, Python {on['python']}, "
-        f"commit {on['commit']}.",
+        made_on(values, dict.fromkeys(("transformers", "peft", "trl"), "")),
     ])  # fmt: skip
 
 

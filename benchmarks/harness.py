@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import RESULTS
+from benchmarks.measure import RESULTS, machine
 from benchmarks.turns import QUIET, Absent, Gate, Side, add, faster, read, turns
 
 DOCS = RESULTS.parents[1] / "docs"
@@ -163,6 +163,7 @@ def main(bench: Bench) -> None:
 def measure(bench: Bench, chosen: argparse.Namespace, stored: Path | None) -> bool:
     """Measure and store row after row; False if one failed."""
     os.environ.update(QUIET)
+    on = machine()
     spawn, whole = multiprocessing.get_context("spawn"), True
     sizes = bench.quick if chosen.quick else bench.full
     known = read(stored)["rows"] if chosen.missing and stored is not None else {}
@@ -185,6 +186,6 @@ def measure(bench: Bench, chosen: argparse.Namespace, stored: Path | None) -> bo
                 whole = False
                 continue
             if stored is not None:
-                add(stored, {"rows": {key: row}}, bench.packages)
+                add(stored, {"rows": {key: row}}, bench.packages, on)
             print(bench.line(key, row), flush=True)
     return whole

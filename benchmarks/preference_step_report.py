@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.turns import between_marks
+from benchmarks.turns import between_marks, made_on
 
 AIMS = {
     ("dpo", "trl"): (3.2, 4.0), ("dpo", "loop"): (1.15, 1.4), ("reward", "trl"): (1.05, 1.3), ("grpo", "trl"): (1.9, 2.5),
@@ -42,10 +42,9 @@ def line(key: str, row: dict) -> str:
 
 def write_page(page: Path, values: dict) -> None:
     """The table between the page's marks."""
-    rows, on = values["rows"], values["machine"]
+    rows = values["rows"]
     order = [f"{case} {precision}" for precision in ("fp32", "bf16") for case in ("dpo", "reward", "grpo", "rloo", "ppo")]
     between_marks(page, [
         HEAD, "|" + "---|" * (HEAD.count("|") - 1), *(line(key, rows[key]) for key in order if key in rows), "",
-        f"{on['cpu']}, {on['threads']} threads, torch {on['torch']}, transformers {on['transformers']}, trl {on['trl']} (PPO: trl 1.0.0), "
-        f"Python {on['python']}, commit {on['commit']}.",
+        made_on(values, {"transformers": "", "trl": " (PPO: trl 1.0.0)"}),
     ])  # fmt: skip

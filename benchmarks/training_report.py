@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.training_plot import draw
-from benchmarks.turns import between_marks
+from benchmarks.turns import between_marks, made_on
 
 TRAINER, TRL, BEST, OURS = "HF Trainer", "trl", "trl, its best mode", "minift"
 SMALL_LORA, LARGE, NARROW = {TRAINER: (1.2, 1.5), TRL: (2.4, 3.0)}, {TRAINER: (1.1, 1.25), TRL: (1.8, 2.0)}, {TRAINER: (1.1, 1.3), TRL: (1.2, 1.4)}
@@ -91,7 +91,7 @@ def aims(rows: Mapping[str, dict]) -> list[str]:
 
 def write_page(page: Path, values: dict) -> None:
     """The tables between the page's marks, and the picture beside it."""
-    rows, on = values["rows"], values["machine"]
+    rows = values["rows"]
     divider = lambda head: "|" + "---|" * (head.count("|") - 1)
     kept = [key for key in ORDER if key in rows]
     draw(page.with_suffix(".png"), {key: rows[key] for key in kept}, AIMS)
@@ -99,6 +99,5 @@ def write_page(page: Path, values: dict) -> None:
         f"![CPU seconds and memory beside the other libraries]({page.stem}.png)", "",
         AIMED, divider(AIMED), *aims(rows), "",
         HEAD, divider(HEAD), *(line(key, rows[key]) for key in kept), "",
-        f"{on['cpu']}, {on['threads']} threads, torch {on['torch']}, transformers {on['transformers']}, peft {on['peft']}, trl {on['trl']}, bitsandbytes "
-        f"{on['bitsandbytes']}, Python {on['python']}, commit {on['commit']}.",
+        made_on(values, dict.fromkeys(("transformers", "peft", "trl", "bitsandbytes"), "")),
     ])  # fmt: skip

@@ -156,14 +156,27 @@ def read(file: Path) -> dict:
     return json.loads(file.read_text()) if file.exists() else {"rows": {}}
 
 
-def add(file: Path, change: dict, packages: tuple[str, ...]) -> None:
-    """Add to the stored numbers, so that what is measured stays if the next row fails; rows are added one by one."""
-    values = read(file)
-    values["machine"] = {**machine(), **{name: version(name) for name in packages}}
-    values["rows"].update(change.get("rows", {}))
+def add(file: Path, change: dict, packages: tuple[str, ...], on: Mapping[str, Any] | None = None) -> None:
+    """Add to the stored numbers, so that what is measured stays if the next row fails; rows are added one by one, each with the processor and the commit it was
+    measured with. on: `machine()` when the processes started; a commit may have come since."""
+    values, on = read(file), on or machine()
+    values["machine"] = {**on, **{name: version(name) for name in packages}}
+    values["rows"].update({key: row | {"on": {"cpu": on["cpu"], "commit": on["commit"]}} for key, row in change.get("rows", {}).items()})
     values |= {key: value for key, value in change.items() if key != "rows"}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def made_on(values: dict, packages: Mapping[str, str]) -> str:
+    """The line below the tables: processor, versions, commit; behind it the rows that were measured with others. packages: name -> what is to be said of it."""
+    on, others = values["machine"], {}
+    for key, row in values["rows"].items():
+        other = row.get("on", on)
+        if (other["cpu"], other["commit"]) != (on["cpu"], on["commit"]):
+            others.setdefault((other["cpu"], other["commit"]), []).append(key)
+    versions = ", ".join(f"{name} {on[name]}{said}" for name, said in packages.items())
+    said = [f"{', '.join(keys)}: {'' if cpu == on['cpu'] else f'{cpu}, '}commit {commit}" for (cpu, commit), keys in others.items()]
+    return "; ".join([f"{on['cpu']}, {on['threads']} threads, torch {on['torch']}, {versions}, Python {on['python']}, commit {on['commit']}", *said]) + "."
 
 
 def between_marks(page: Path, lines: list[str]) -> None:

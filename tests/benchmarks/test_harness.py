@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import harness, turns
 from benchmarks.harness import Bench, Run, agreed, beside, gains
+from benchmarks.turns import made_on
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -110,10 +111,11 @@ def test_a_row_is_stored_when_it_is_measured_a_failed_one_is_said_and_missing_on
         command("--quick", "--precision", "fp32")
     assert "broken fp32: the losses differ (more in" in capsys.readouterr().out and page.read_text() == "['a fp32', 'b fp32']"
     first = json.loads(stored.read_text())
-    assert first["rows"]["a fp32"] == {"read": "quick", "rounds": 1} and first["machine"]["numpy"]
+    on = {name: first["machine"][name] for name in ("cpu", "commit")}
+    assert first["rows"]["a fp32"] == {"read": "quick", "rounds": 1, "on": on} and first["machine"]["numpy"]
     assert command("--case", "a", "--missing", "--rounds", "7") == "a bf16: full\n"
     after = json.loads(stored.read_text())["rows"]
-    assert after["a fp32"]["read"] == "quick" and after["a bf16"] == {"read": "full", "rounds": 7}
+    assert after["a fp32"]["read"] == "quick" and after["a bf16"] == {"read": "full", "rounds": 7, "on": on}
     assert command("--report") == ""
 
 
@@ -124,3 +126,11 @@ def test_nothing_is_stored_of_a_quick_run_or_of_some_sides(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["it", *options])
         harness.main(BENCH)
     assert seen == [None, None]
+
+
+def test_a_page_says_which_rows_were_measured_elsewhere_or_with_another_commit():
+    machine = {"cpu": "C", "threads": 2, "torch": "T", "numpy": "N", "python": "P", "commit": "new"}
+    rows = {"a fp32": {"on": {"cpu": "C", "commit": "new"}}, "a bf16": {"on": {"cpu": "C", "commit": "old"}}, "b fp32": {"on": {"cpu": "D", "commit": "old"}}, "c fp32": {}}
+    assert made_on({"machine": machine, "rows": rows}, {"numpy": " (ours)"}) == (
+        "C, 2 threads, torch T, numpy N (ours), Python P, commit new; a bf16: commit old; b fp32: D, commit old."
+    )
