@@ -13,6 +13,7 @@ from minift.data.pydocs import BASE_PACKAGES, documents
 from minift.generate import generate_ids
 from minift.models.linear import without_gradients
 from minift.quant.folder import read_model
+from minift.quant.linear import token_by_token
 
 
 def write(gate: Gate, folder: Path, sizes: Sizes, case: str, precision: str, quantize: str | None = None) -> None:
@@ -44,7 +45,7 @@ def nats_token_by_token(model, rows: list[list[int]]) -> list[float]:
     """- log p of every token but a row's first. One token at a time goes through the model, 8 rows beside each other, as `generate` has it: in int8 that rounds more
     than reading a text at once would."""
     nats = []
-    with without_gradients():
+    with without_gradients(), token_by_token():
         for group in (rows[i : i + 8] for i in range(0, len(rows), 8)):
             lengths = torch.tensor([len(row) for row in group])
             ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in group], batch_first=True)           # (B, T)

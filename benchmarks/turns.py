@@ -160,6 +160,8 @@ def add(file: Path, change: dict, packages: tuple[str, ...], on: Mapping[str, An
     """Add to the stored numbers, so that what is measured stays if the next row fails; rows are added one by one, each with the processor and the commit it was
     measured with. on: `machine()` when the processes started; a commit may have come since."""
     values, on = read(file), on or machine()
+    for row in values["rows"].values() if "machine" in values else ():                                # what was said of all rows so far stays true of these
+        row.setdefault("on", {name: values["machine"][name] for name in ("cpu", "commit")})
     values["machine"] = {**on, **{name: version(name) for name in packages}}
     values["rows"].update({key: row | {"on": {"cpu": on["cpu"], "commit": on["commit"]}} for key, row in change.get("rows", {}).items()})
     values |= {key: value for key, value in change.items() if key != "rows"}

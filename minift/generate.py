@@ -25,6 +25,7 @@ from minift.models.encoder_decoder import EncoderDecoder
 from minift.models.linear import packed, without_gradients
 from minift.models.transformer import Transformer
 from minift.peft.attach import in_rows, rows as answered_by
+from minift.quant.linear import token_by_token
 from minift.sampling import Sampling, adjust, choose, penalize, row_seeds
 from minift.tokenizer import Tokenizer
 from minift.tokenizer.answer import Answer as Answer
@@ -58,12 +59,13 @@ def steps(
     finished: set[int],
     sets: Sequence[str | None] | None = None,
     supports: Sequence[list[Tensor]] | None = None,
+    exact: bool = False,
 ) -> Iterator[list[tuple[int, int]]]:
     """Run one batch of B prompts, yielding after each step the (row, token) of every row still running.
 
     A row ends with a token of `eos_ids` (which is yielded), when the caller adds it to `finished`, or when the model's learned
     positions are used up. sets: who answers each row (peft.rows). supports: of each row a list, which gets for every token it draws the
-    tokens it could have drawn, as packed bits (losses/logprobs.py). The model is in eval mode while this runs."""
+    tokens it could have drawn, as packed bits (losses/logprobs.py). exact: see generate_ids. The model is in eval mode while this runs."""
     rows, ended, dice = list(range(len(prompts))), set(), [torch.Generator().manual_seed(seed) for seed in seeds]
     seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool)                    # (B, V)
     for row, prompt in enumerate(prompts):
@@ -101,7 +103,7 @@ def steps(
                     cache.keep_rows(kept)
                 chosen, seen = chosen[kept], seen[kept]
             seen.scatter_(1, chosen[:, None], True)
-            with without_gradients(), answering():
+            with without_gradients(), token_by_token(exact), answering():
                 last = model.hidden(chosen[:, None], cache=cache)[:, -1]                           # (B, C)
     finally:
         model.train(was_training)
@@ -147,12 +149,14 @@ def generate_ids(
     batch_size: int = 64,
     sets: Sequence[str | None] | None = None,
     supports: Sequence[list[Tensor]] | None = None,
+    exact: bool = False,
 ) -> list[list[int]]:
     """The new tokens of each prompt; the last is an end token if the row ended by itself.
 
     eos_ids: one or several end tokens, () for none, None for the config's. seed: an int, or one per prompt (see row_seeds).
     finish(row, token) is told of each new token; True ends the row. batch_size bounds the rows that run together, of similar
-    length. sets: the adapter set that answers each prompt (None: the base). supports: an empty list for each prompt, see `steps`.
+    length. sets: the adapter set that answers each prompt (None: the base). supports: an empty list for each prompt, see `steps`. exact: int8 linears
+    read what they read elsewhere, not bfloat16 (quant/linear.py): slower, and what a policy is scored by.
     Raises InputError for an empty prompt or a token id outside the vocabulary."""
     seeds, ends = _check(model, prompts, max_new_tokens, seed, eos_ids)
     if sets is not None and len(sets) != len(prompts):
@@ -168,7 +172,7 @@ def generate_ids(
     for start in range(0, len(order), batch_size):
         some, finished = order[start : start + batch_size], set()
         mine, allowed = ([values[i] for i in some] if values is not None else None for values in (sets, supports))
-        running = steps(model, [prompts[i] for i in some], sampling, max_new_tokens, [seeds[i] for i in some], ends, finished, mine, allowed)
+        running = steps(model, [prompts[i] for i in some], sampling, max_new_tokens, [seeds[i] for i in some], ends, finished, mine, allowed, exact)
         with contextlib.closing(running):                                        # the mode comes back even if `finish` raises
             for row, token in itertools.chain.from_iterable(running):
                 new[some[row]].append(token)

@@ -14,6 +14,7 @@ from minift.generate import LONG, Answer, generate, generate_ids, position_limit
 from minift.models.cache import KVCache
 from minift.models.config import ModelConfig, RopeScaling
 from minift.models.transformer import Transformer
+from minift.quant.model import quantize_model
 from minift.sampling import Sampling, adjust, choose, keep_min_p, keep_top_k, keep_top_p, penalize, row_seeds
 
 LLAMA = ModelConfig(vocab_size=258, hidden_size=24, layers=2, heads=6, kv_heads=2, head_dim=4, mlp_size=20, max_positions=64)
@@ -107,6 +108,15 @@ def test_rows_of_one_length_and_of_several_write_the_uncached_ids_for_long(name)
     new = min(new, int(position_limit(model)) - max(map(len, prompts))) if CONFIGS[name].position == "learned" else new
     alone = [without_cache(model, prompt, new) for prompt in prompts]
     assert generate_ids(model, prompts[:2], max_new_tokens=new) == alone[:2] and generate_ids(model, prompts, max_new_tokens=new) == alone
+
+
+def test_in_int8_too_a_row_is_what_it_is_alone_however_many_write_beside_it(tmp_path):
+    model = opinionated(dataclasses.replace(LLAMA, hidden_size=32, heads=8, mlp_size=48))
+    quantize_model(model, "int8")
+    assert all(block.mlp.up.q.in_whole_steps for block in model.blocks)
+    prompts = [[256, *range(5, 6 + i % 7), 3 * i] for i in range(20)]
+    ends = {generate_ids(model, [prompt], max_new_tokens=3)[0][-1] for prompt in prompts[:6]}           # so that rows leave, at several times
+    assert generate_ids(model, prompts, max_new_tokens=24, eos_ids=tuple(ends)) == [generate_ids(model, [prompt], max_new_tokens=24, eos_ids=tuple(ends))[0] for prompt in prompts]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -193,7 +193,7 @@ def explicit_weights(q: Tensor, k: Tensor, bias: Tensor | None, causal: bool = T
         return scores.softmax(-1)
     if bias is None:
         T, S = scores.shape[-2:]
-        bias = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
+        bias = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)       # the queries are the last T of S
     if bias.dtype == torch.bool:
         scores = scores.masked_fill(~bias, float("-inf"))
     else:

@@ -8,8 +8,8 @@ round float32 to bfloat16 where the CPU has units for that (AMX). Where it has n
 order, 10 to 40 % faster at the sizes of a small model on the CPU of docs/peft_speed.md. `exact_here` tries which of the two it is.
 The setting is on only around these products: attention becomes slower with it, and other people's products are none of our business.
 
-Writing token by token, each weight meets a few rows and the product waits for the weight. There oneDNN's own linear, which never rounds and takes
-a weight as it lies, is about twice as fast as MKL: `without_gradients` says that nobody will ask for a gradient, which it does not have.
+Writing token by token, each weight meets a few rows and the product waits for the weight. There oneDNN's own linear, which rounds only if PyTorch is told to
+(by the setting above) and takes a weight as it lies, is about twice as fast as MKL: `without_gradients` says that nobody will ask for a gradient, which it does not have.
 Left out: small products with gradients, where neither gains anything; other devices and dtypes, autocast and torch.compile, which choose by themselves.
 Proved in tests/models/test_linear.py."""
 
@@ -58,26 +58,15 @@ def exact_here() -> bool:
         return torch.equal(x @ torch.eye(512), x)
 
 
-_inference = False
-"""Inside `without_gradients`."""
-
-
-@contextlib.contextmanager
-def without_gradients() -> Iterator[None]:
-    """torch.no_grad, and `linear` may take ways that have no gradient. Their numbers differ in the last digits from those of other ways, so what is
-    compared with numbers of training (a policy's log-probabilities) is not computed in here."""
-    global _inference
-    before, _inference = _inference, True
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        _inference = before
+def without_gradients() -> contextlib.AbstractContextManager:
+    """torch's inference mode, in which `linear` takes a way that has no gradient. Its numbers differ in the last digits from those of other ways, so what is
+    compared with numbers of training (a policy's log-probabilities) is not computed in here; nor can what is made in here be kept for a backward pass."""
+    return torch.inference_mode()
 
 
 def asks_no_gradient() -> bool:
-    """Are we inside `without_gradients`?"""
-    return _inference
+    """Are we inside `without_gradients`? A compiler, which cannot ask, chooses by itself."""
+    return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
 
 
 class Linear(nn.Linear):
@@ -94,15 +83,15 @@ def is_product(module: nn.Module) -> bool:
 
 def linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
     """x WT + b, (..., K) -> (..., N): F.linear, faster."""
-    if _inference and _plain(x, W):
+    if asks_no_gradient() and _plain(x, W):
         return _onednn_linear(x, W, b, "none", [], "")                                # without an activation behind it
     return Product.apply(x, W, b) if _large(x, W) else F.linear(x, W, b)
 
 
 def packed(layer: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A Linear that will be read many times inside `without_gradients`: from a copy of its weight in oneDNN's own order, twice as fast from 2 rows to 16. The copy is
-    as large as the weight and takes as long as some ten products of one row; it goes when what is returned does. Any other module is returned as it is."""
-    if type(layer) is not Linear or not _plain(layer.weight):
+    """A Linear as it is now, to be read many times inside `without_gradients`: from a copy of its weight in oneDNN's own order, twice as fast from 2 rows to 16. The
+    copy is as large as the weight and takes as long as some ten products of one row; it goes when what is returned does. Any other module, and one that somebody listens to (hooks), is returned itself."""
+    if type(layer) is not Linear or not _plain(layer.weight) or layer._forward_hooks or layer._forward_pre_hooks:
         return layer
     W, b = torch.ops.mkldnn._reorder_linear_weight(layer.weight, FEW_ROWS), layer.bias
     return lambda x: _onednn_linear(x, W, b, "none", [], "")

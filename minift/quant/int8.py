@@ -4,7 +4,8 @@
 
 127 a may be beyond float32, so W is q (a / 256) (256 / 127): the same bits, unless a / 256 is below float32's normal range.
 8 + 32 / K bits per weight. One large number makes its whole row coarse: that is why LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339) keeps
-outlying columns of the activations apart; here the activations are not rounded at all. Exact halves go to the even number.
+outlying columns of the activations apart; here the activations are not rounded at all, but in one place: token by token on a CPU, a linear reads and
+writes them in bfloat16 (linear.py). Exact halves go to the even number.
 Files are as bitsandbytes writes them (weight, SCB), and its quantization of a matrix is this to the bit; but its linears round their weights
 to float16 before, so a file has the same bytes only where float16 holds the weights.
 Left out: int8 activations. Proved in tests/quant/test_int8.py and tests/parity/test_bitsandbytes.py."""
@@ -44,7 +45,7 @@ class Int8:
 
     @functools.cached_property
     def in_whole_steps(self) -> bool:
-        """PyTorch's kernel for int8 reads 16 numbers at a time from addresses of 16 bytes, 4 rows at a time, and checks none of it."""
+        """PyTorch's kernel for int8 reads 16 numbers at a time from addresses that are multiples of 16, and does not check that it can. 4 rows at a time are its usual way."""
         N, K = self.packed.shape
         return K % 16 == 0 and N % 4 == 0 and self.packed.is_contiguous() and self.packed.data_ptr() % 16 == 0
 

@@ -11,12 +11,17 @@ nn.Linear refuses another dtype than its weight's, W is made in that of x.
     1             pieces of W in float32, each times x           gemv_4bit (to 7 rows)
     to 256        pieces of W in x's dtype                       gemm_4bit
     more          W as a whole, in x's dtype                     W as a whole
+
+int8 inside `token_by_token` on a CPU: x in bfloat16 times the whole numbers as they are, summed in float32, rounded to bfloat16, times the scales. However many rows there
+are: what a row becomes does not depend on the others.
 Left out: gradients of gradients. Proved in tests/quant/test_linear.py; timed in docs/quant_cpu.md."""
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+import platform
+import threading
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +39,27 @@ from minift_kernels.codes import four_bit_map
 
 FEW = 256
 """Rows of x up to which W is never made as a whole."""
+FAST_INT8 = torch.backends.cpu.get_cpu_capability() in ("AVX512", "AVX2") or platform.machine() in ("aarch64", "arm64")
+"""Has PyTorch a kernel for int8 here, and not just a loop?"""
 ALONE = 16
 """Rows of x up to which one thread multiplies."""
+
+
+_local = threading.local()
+
+
+@contextlib.contextmanager
+def token_by_token(exact: bool = False) -> Iterator[None]:
+    """Inside the block each row of x is the next token of some text, and int8 may round it, in this thread. exact: nothing changes."""
+    before, _local.rounding = rounding(), not exact
+    try:
+        yield
+    finally:
+        _local.rounding = before
+
+
+def rounding() -> bool:
+    return asks_no_gradient() and getattr(_local, "rounding", False)
 
 
 class QuantizedLinear(nn.Linear):
@@ -121,17 +145,19 @@ class FrozenProduct(torch.autograd.Function):
 def product(x: Tensor, q: Quantized) -> Tensor:
     """x WT, (..., K) -> (..., N)."""
     flat = rows_of(x)                                                                 # (M, K)
-    if 0 < len(flat) <= FEW and (way := quick(flat, q)):
+    if 0 < len(flat) and (way := quick(flat, q)):
         return way(flat, q).view(*x.shape[:-1], q.shape[0])
     return linear(x, weight_for(x, q))
 
 
 def quick(x: Tensor, q: Quantized) -> Callable[[Tensor, Quantized], Tensor] | None:
     """A way to x WT for few rows that never holds W as a whole, if there is one."""
+    if rounding() and x.dtype == torch.float32 and on_cpu(x) and isinstance(q, Int8) and q.in_whole_steps and FAST_INT8:
+        return by_whole_numbers
+    if len(x) > FEW:
+        return None
     if on_gpu(x):
         return by_kernel if isinstance(q, FourBit) and x.dtype == q.dtype else None
-    if len(x) <= ALONE and x.dtype == torch.float32 and asks_no_gradient() and on_cpu(x) and isinstance(q, Int8) and q.in_whole_steps:
-        return by_whole_numbers
     return by_pieces if on_cpu(x) else None
 
 
@@ -159,14 +185,14 @@ def by_pieces(x: Tensor, q: Quantized) -> Tensor:                               
 
 
 def by_whole_numbers(x: Tensor, q: Int8) -> Tensor:                                   # (M, K) -> (M, N)
-    """x in bfloat16 times the whole numbers as they are, summed in float32: a quarter of the bytes of W is read. Where a text is written, nothing is waited for but those."""
+    """A quarter of the bytes of W is read, and where a text is written nothing else is waited for."""
     return torch._weight_int8pack_mm(x.bfloat16().contiguous(), q.packed, ones(q.shape[0])) * q.scale
 
 
 @functools.cache
 def ones(n: int) -> Tensor:
     """The kernel would like its scales in bfloat16, which is too short for them."""
-    return torch.ones(n, dtype=torch.bfloat16)
+    return torch.ones(n, dtype=torch.bfloat16, device="cpu")
 
 
 def by_kernel(x: Tensor, q: FourBit) -> Tensor:                                       # (M, K) -> (M, N)

@@ -74,7 +74,7 @@ def roll_out(
     supports = [[] for _ in asked] if filtered else None
     answers = generate_ids(
         model, asked, sampling, max_new_tokens=max_new_tokens, seed=row_seeds(seed, len(asked)), eos_ids=eos_ids, batch_size=batch_size,
-        supports=supports,
+        supports=supports, exact=True,
     )  # fmt: skip
     ended = [answer[-1] in set(eos_ids) for answer in answers]
     support = None if supports is None else torch.stack([bits for row in supports for bits in row])

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import generation, harness
 from benchmarks.generation_case import BATCHES, CASES, QUICK, keep, prompts, same_tokens
-from benchmarks.generation_ours import cost_of_int8
+from benchmarks.generation_ours import cost_of_int8, nats_token_by_token
 from benchmarks.generation_report import AIMS, aims, line, write_page
 from minift.generate import generate_ids
 from minift.models.config import ModelConfig
@@ -107,3 +107,11 @@ def test_the_page_and_the_picture_are_made_again(tmp_path):
     written = page.read_text()
     assert written.startswith("# Speed\n\n<!-- table -->\n![") and written.endswith("<!-- end of table -->\n\nWhat it means.\n") and "old" not in written
     assert line("110m-b1 fp32", ROW) in written and "int8 is lossy: loss of" in written and (tmp_path / "page.png").stat().st_size > 5000
+
+
+def test_a_text_read_token_by_token_costs_what_it_costs_read_at_once(start):
+    model, rows = read_model(start / "15m"), [[5, 9, 2, 700], [3, 8], [11, 12, 13, 14, 15, 16]]
+    ours = nats_token_by_token(model, rows)
+    with torch.no_grad():
+        each = [-model(torch.tensor([row]))[0, :-1].log_softmax(-1).gather(1, torch.tensor(row[1:])[:, None])[:, 0] for row in rows]
+    torch.testing.assert_close(torch.tensor(sorted(ours)), torch.cat(each).sort().values, rtol=0, atol=1e-5)

@@ -113,9 +113,11 @@ def test_a_row_is_stored_when_it_is_measured_a_failed_one_is_said_and_missing_on
     first = json.loads(stored.read_text())
     on = {name: first["machine"][name] for name in ("cpu", "commit")}
     assert first["rows"]["a fp32"] == {"read": "quick", "rounds": 1, "on": on} and first["machine"]["numpy"]
+    del first["rows"]["b fp32"]["on"]                                       # as files of before have it
+    stored.write_text(json.dumps(first | {"machine": {"cpu": "theirs", "commit": "old"}}))
     assert command("--case", "a", "--missing", "--rounds", "7") == "a bf16: full\n"
     after = json.loads(stored.read_text())["rows"]
-    assert after["a fp32"]["read"] == "quick" and after["a bf16"] == {"read": "full", "rounds": 7, "on": on}
+    assert after["a fp32"]["read"] == "quick" and after["a bf16"] == {"read": "full", "rounds": 7, "on": on} and after["b fp32"]["on"] == {"cpu": "theirs", "commit": "old"}
     assert command("--report") == ""
 
 

@@ -3,11 +3,12 @@
 Tolerance: sums of K = 264 products of numbers of size 1, in another order: at most K eps |sum of magnitudes| = 264 * 6e-8 * 264, in
 practice about sqrt(K) eps sqrt(K) = 3e-5 for values of size 16; 2e-4 for gradients of W, sums over 1,005 tokens."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
 
-from minift.models import linear as module
 from minift.models.linear import LARGE, Linear, PlusProduct, Product, exact_here, fast_products, is_product, packed, plus_product, without_gradients
 
 K, N, R, TOKENS = 264, 272, 3, (5, 201)                                        # 5 * 201 * 264 > LARGE
@@ -160,14 +161,31 @@ def test_what_cannot_be_packed_is_itself(layer):
     assert packed(layer) is layer
 
 
+def test_a_linear_that_somebody_listens_to_is_called():
+    layer, heard = Linear(K, N), []
+    layer.register_forward_hook(lambda *given: heard.append(1))
+    with without_gradients():
+        packed(layer)(torch.randn(2, K))
+    assert heard == [1]
+
+
+def test_another_thread_has_gradients_while_this_one_does_without():
+    layer, x, found = Linear(K, N), torch.randn(3, K), []
+    with without_gradients():
+        thread = threading.Thread(target=lambda: found.append(layer(x.clone()).requires_grad))
+        thread.start()
+        thread.join()
+    assert found == [True]
+
+
 def test_gradients_are_there_again_behind_the_block_even_after_an_error():
     layer, x = Linear(K, N), torch.randn(3, K)
     with pytest.raises(RuntimeError), without_gradients():
         with without_gradients():
             assert not layer(x).requires_grad
-        assert module.asks_no_gradient()
+        assert torch.is_inference_mode_enabled()
         layer(torch.ones(2, K + 1))
-    assert not module.asks_no_gradient()
+    assert not torch.is_inference_mode_enabled()
     layer(x).sum().backward()
     torch.testing.assert_close(layer.bias.grad, torch.full((N,), 3.0))
 

@@ -279,6 +279,17 @@ def test_captured_attention_is_what_the_model_used(name):
     near(decoder.head(decoder.norm(seen["blocks.1.hidden"])), decoder(ids))
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "dynamic"])      # its angles change as a text grows
+def test_captured_attention_behind_a_cache_is_the_last_row_of_the_whole(name):
+    decoder, ids, whole, behind = model(name), tokens(2, 10), {}, {}
+    decoder(ids, capture=whole)
+    cache = decoder.new_cache(2, 10)
+    decoder(ids[:, :9], cache=cache)
+    decoder(ids[:, 9:], cache=cache, capture=behind)
+    for block in ("blocks.0", "blocks.1"):
+        near(behind[f"{block}.attention.weights"], whole[f"{block}.attention.weights"][:, :, 9:])
+
+
 def test_the_normal_path_never_writes_the_weights_down(monkeypatch):
     def never(*arguments):
         raise AssertionError("computed without being asked")

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import threading
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from minift.errors import InputError
 from minift.models.linear import without_gradients
 from minift.quant import blocks, lookup
 from minift.quant import linear as module
-from minift.quant.linear import ALONE, QuantizedLinear
+from minift.quant.linear import QuantizedLinear, token_by_token
 from minift.quant.tensor import tensors
 
 SCHEMES = ["nf4", "fp4", "int8", "int4"]
@@ -193,26 +194,26 @@ WHOLE = dict(N=36, K=80)
 """A size that PyTorch's int8 kernel can take."""
 
 
-@pytest.mark.parametrize("rows", [1, 2, ALONE])
+@pytest.mark.parametrize("rows", [1, 2, 17, 300])
 def test_where_a_text_is_written_int8_multiplies_its_whole_numbers(monkeypatch, rows):
     monkeypatch.setattr(module, "by_pieces", None)                                    # never called
     layer, x = made("int8", **WHOLE), torch.randn(rows, 80)
     W = layer.q.packed.double() * layer.q.absmax.double()[:, None] / 127
     exact = x.bfloat16().double() @ W.T
-    with without_gradients():
+    with without_gradients(), token_by_token():
         y = layer(x)
     bound = 2**-8 * exact.abs() + 80 * 2**-24 * (x.abs().double() @ W.abs().T) + 1e-6  # a sum in float32, rounded to bfloat16 once
     assert y.dtype == torch.float32 and ((y - layer.bias).double() - exact).abs().le(bound).all()
 
 
 @pytest.mark.parametrize("scheme, rows, size, dtype", [
-    ("int8", ALONE + 1, WHOLE, torch.float32), ("int8", 2, WHOLE, torch.bfloat16), ("nf4", 2, WHOLE, torch.float32),
+    ("int8", 2, WHOLE, torch.bfloat16), ("nf4", 2, WHOLE, torch.float32),
     ("int8", 2, dict(N=36, K=72), torch.float32), ("int8", 2, dict(N=33, K=80), torch.float32),
 ])  # fmt: skip
 def test_elsewhere_where_a_text_is_written_the_weights_alone_are_rounded(scheme, rows, size, dtype):
     layer, x = made(scheme, dtype=dtype, **size), torch.randn(rows, size["K"], dtype=dtype)
     expected = layer(x)
-    with without_gradients():
+    with without_gradients(), token_by_token():
         torch.testing.assert_close(layer(x), expected, rtol=0, atol=0 if dtype == torch.bfloat16 else 1e-5)
 
 
@@ -224,7 +225,23 @@ def test_whole_numbers_at_an_odd_address_are_not_given_to_a_kernel_that_would_cr
     assert layer.q.in_whole_steps and not dataclasses.replace(layer.q, packed=odd).in_whole_steps
 
 
-def test_int8_with_gradients_does_not_round_what_it_reads():
-    layer, x = made("int8", **WHOLE), torch.randn(3, 80)
+def test_int8_does_not_round_what_it_reads_in_training_nor_where_it_is_told_not_to_nor_in_another_thread():
+    layer, x, ys = made("int8", **WHOLE), torch.randn(3, 80), []
+    with token_by_token():
+        thread = threading.Thread(target=lambda: ys.append(layer(x)))
+        thread.start()
+        thread.join()
+    with without_gradients():
+        ys.append(layer(x))
+    with without_gradients(), token_by_token(exact=True):
+        ys.append(layer(x))
     W = quant.dequantize(layer.q)
-    close(layer(x), x.double() @ W.double().T + layer.bias, x, W)
+    for y in (*ys, layer(x)):
+        close(y, x.double() @ W.double().T + layer.bias, x, W)
+
+
+def test_where_a_text_is_written_a_rows_numbers_do_not_depend_on_how_many_there_are():
+    layer, x = made("int8", **WHOLE), torch.randn(40, 1, 80)
+    with without_gradients(), token_by_token():
+        together = layer(x)
+        assert all(torch.equal(layer(x[i, None])[0], together[i]) for i in range(40))
