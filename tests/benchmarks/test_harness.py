@@ -58,8 +58,8 @@ def test_work_is_what_a_turn_is_divided_by():
     gate._wait()
     gate.start -= 6.0                                                       # as if six seconds had passed
     gate.tick(0.5, 1.5)
-    gate.tick(0.25, 0.5)
-    assert sent[0]["wall"] == pytest.approx(3.0, abs=0.1) and sent[0]["losses"] == [0.5, 0.25] and gate.work == 0
+    gate.tick(0.25, 2.5)
+    assert sent[0]["wall"] == pytest.approx(1.5, abs=0.1) and sent[0]["losses"] == [0.5, 0.25] and gate.work == 0
 
 
 def test_losses_that_are_no_numbers_never_agree():

@@ -228,7 +228,7 @@ def test_whole_numbers_at_an_odd_address_are_not_given_to_a_kernel_that_would_cr
 def test_int8_does_not_round_what_it_reads_in_training_nor_where_it_is_told_not_to_nor_in_another_thread():
     layer, x, ys = made("int8", **WHOLE), torch.randn(3, 80), []
     with token_by_token():
-        thread = threading.Thread(target=lambda: ys.append(layer(x)))
+        thread = threading.Thread(target=torch.inference_mode()(lambda: ys.append(layer(x))))
         thread.start()
         thread.join()
     with without_gradients():
