@@ -12,19 +12,14 @@ report.md holds them, and with --dims for every width; dims.png draws that, alig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from minift.evaluate.retrieval import retrieval
 from minift.evaluate.similarity import alignment, sts, uniformity
 from minift.files import write_text
-from minift.recipes.report import TRAIN, markdown_table
+from minift.recipes.report import TRAIN, markdown_table, pyplot
 from minift.search import Index
 
 Encode = Callable[..., Tensor]
@@ -85,6 +80,7 @@ def write_report(folder: Path, before: dict[str, float], after: dict[str, float]
 
 
 def _draw_dims(folder: Path, found: dict[int, float], name: str) -> None:
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     axes.plot(list(found), list(found.values()), "o-", color=TRAIN)
     axes.set(title="How much of a vector does the search need?", xlabel="numbers of each vector that are kept", ylabel=f"{name}, held out", xscale="log")
@@ -95,6 +91,7 @@ def _draw_dims(folder: Path, found: dict[int, float], name: str) -> None:
 
 def _draw_alignment(folder: Path, before: dict[str, float], after: dict[str, float]) -> None:
     """The two numbers as a place: down and to the left is better."""
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(4.8, 4.0), layout="constrained")
     (x0, y0), (x1, y1) = ((found["uniformity"], found["alignment"]) for found in (before, after))
     axes.annotate("", (x1, y1), (x0, y0), arrowprops=dict(arrowstyle="->", color=TRAIN))
@@ -103,11 +100,12 @@ def _draw_alignment(folder: Path, before: dict[str, float], after: dict[str, flo
         axes.annotate(word, (x, y), (6, 6), textcoords="offset points")
     axes.set(title="Partners close, everything else spread", xlabel="uniformity (spread to the left)", ylabel="alignment (partners close: down)")
     axes.margins(0.25)
-    axes.xaxis.set_major_locator(MaxNLocator(4))                                 # numbers of four digits side by side
+    axes.xaxis.set_major_locator(plt.MaxNLocator(4))                                 # numbers of four digits side by side
     _finish(figure, axes, folder / "alignment.png")
 
 
 def _finish(figure, axes, file: Path) -> None:
+    plt = pyplot()
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=130)

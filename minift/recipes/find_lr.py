@@ -9,12 +9,10 @@ import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-
 from minift.errors import InputError, RunError
 from minift.files import write_text
 from minift.recipes import sft
-from minift.recipes.report import HELD_OUT, INK, TRAIN
+from minift.recipes.report import HELD_OUT, INK, TRAIN, pyplot
 from minift.train.lr_finder import Sweep, rates_between, sweep
 from minift.train.neftune import noisy
 from minift.train.run import open_run
@@ -75,6 +73,7 @@ def run(config: Config, quiet: bool = False) -> Result:
 
 def draw(seen: Sweep, path: Path, title: str) -> None:
     """Losses over rates, with the two rules' rates marked. The axis ends a little above where the loss began: a burst is no news."""
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
     axes.plot(seen.rates, seen.losses, color=TRAIN, linewidth=0.8, label="each step")
     axes.plot(seen.rates, seen.smooth, color="#2f5f8f", linewidth=1.8, label="smooth")

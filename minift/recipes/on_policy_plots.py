@@ -7,11 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-from matplotlib.ticker import MaxNLocator
-
 from minift.files import write_text
-from minift.recipes.report import HELD_OUT, markdown_table, running_mean
+from minift.recipes.report import HELD_OUT, markdown_table, pyplot, running_mean
 from minift.train.log import read_metrics
 
 TRAIN, MEAN = "#9db8d2", "#2f5f8f"
@@ -19,6 +16,7 @@ TRAIN, MEAN = "#9db8d2", "#2f5f8f"
 
 def draw_rewards(folder: Path) -> Path:
     """folder/metrics.jsonl -> folder/rewards.png: reward by step, and held-out reward against the distance from the reference."""
+    plt = pyplot()
     metrics = read_metrics(folder)
     steps, held_out = [m for m in metrics if "reward" in m], [m for m in metrics if "eval_reward" in m]
     distances = [m for m in held_out if "eval_kl" in m]
@@ -29,7 +27,7 @@ def draw_rewards(folder: Path) -> Path:
         left.plot([m["step"] for m in steps], running_mean(rewards, len(rewards) // 10), color=MEAN, linewidth=1.8, label="training, running mean")
     left.plot([m["step"] for m in held_out], [m["eval_reward"] for m in held_out], "o-", color=HELD_OUT, markersize=4, label="held out")
     left.set(title="Does the reward rise?", xlabel="step", ylabel="mean reward")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     left.legend(frameon=False, fontsize=9)
     if distances:
         right.plot([m["eval_kl"] for m in distances], [m["eval_reward"] for m in distances], "o-", color=HELD_OUT, markersize=4)
@@ -44,6 +42,7 @@ def draw_rewards(folder: Path) -> Path:
 
 def draw_ratios(folder: Path, ratios: Sequence[float], low: float, high: float) -> Path:
     """folder/ratios.png: the ratios of the last step's tokens, and the lines beyond which they stop counting."""
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     axes.hist(ratios, bins=60, color=TRAIN)
     for line in (1 - low, 1 + high):
@@ -69,6 +68,7 @@ def write_samples(folder: Path) -> None:
 
 
 def _save(figure, several, file: Path) -> None:
+    plt = pyplot()
     for axes in several:
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)

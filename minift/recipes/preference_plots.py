@@ -5,10 +5,7 @@ The loss only sees the difference of the two, so both may fall while it does. Pr
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-from matplotlib.ticker import MaxNLocator
-
-from minift.recipes.report import HELD_OUT, running_mean
+from minift.recipes.report import HELD_OUT, pyplot, running_mean
 from minift.train.log import read_metrics
 
 CHOSEN, REJECTED = "#2f7d4f", HELD_OUT
@@ -19,6 +16,7 @@ def draw_preferences(folder: Path, before: Mapping[str, float], beta: float | No
 
     beta: of a loss with a reference; a step's rewards by beta are log-probabilities against the reference, which, unlike those of the
     step's own answers, can be compared from batch to batch. labelled: the answers are desirable and undesirable ones, not pairs."""
+    plt = pyplot()
     metrics = read_metrics(folder)
     steps = [m for m in metrics if "accuracy" in m]
     held_out = [{"step": 0, **{f"eval_{name}": value for name, value in before.items()}}, *(m for m in metrics if "eval_accuracy" in m)]
@@ -40,7 +38,7 @@ def draw_preferences(folder: Path, before: Mapping[str, float], beta: float | No
     right.set(title=question, ylabel=f"share of {'answers' if labelled else 'pairs'}", ylim=(0, 1.02))
     for axes in (left, right):
         axes.set_xlabel("optimizer step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)

@@ -5,13 +5,8 @@ Proved in tests/recipes/test_profile.py."""
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from minift.files import write_text
-from minift.recipes.report import INK, markdown_table
+from minift.recipes.report import INK, markdown_table, pyplot
 from minift.train.memory_kinds import KINDS
 from minift.train.profile import PARTS
 
@@ -111,6 +106,7 @@ def _the(part: str) -> str:
 
 def draw_profile(folder: Path, found: dict) -> Path:
     """profile.png: time by part above, memory by kind predicted and measured below."""
+    plt = pyplot()
     figure, (time, memory) = plt.subplots(2, 1, figsize=(7.6, 4.6), layout="constrained", height_ratios=(1, 1.7))
     use = utilisation(found)
     _bar(time, 0, found["ms"], "{:.0f}" if use["ms"] >= 100 else "{:.1f}", use["ms"])

@@ -5,16 +5,11 @@ Proved in tests/recipes/test_quantize.py."""
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")                                  # no window: pictures go to files
-import matplotlib.pyplot as plt
-from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
 from minift.evaluate.perplexity import Perplexity
 from minift.quant.errors import Error
-from minift.recipes.report import markdown_table, terminal_table
+from minift.recipes.report import markdown_table, pyplot, terminal_table
 
 INK, NEAREST = "#333333", "#bbbbbb"
 COLORS = ["#2f5f8f", "#6d9dc5", "#a9c7e0", "#c4472b", "#3f7f4f", "#8fbf7f", "#d9a441", "#8a6db1"]
@@ -119,6 +114,7 @@ def markdown(
 
 def draw_errors(file: Path, title: str, errors: dict[str, Error]) -> None:
     """One panel: error by block, a line for each kind of linear. With calibration the output error, rounding to nearest in grey behind it."""
+    plt = pyplot()
     calibrated = any(e.output is not None for e in errors.values())
     figure, axes = plt.subplots(figsize=(8.0, 4.4), layout="constrained")
     for place, (kind, found) in enumerate(by_kind(errors).items()):
@@ -129,7 +125,7 @@ def draw_errors(file: Path, title: str, errors: dict[str, Error]) -> None:
     if calibrated:
         axes.plot([], [], "o--", color=NEAREST, linewidth=0.9, markersize=3, label="the same, rounded to nearest")
     axes.set(title=f"Error by layer: {title}", xlabel="block", ylabel="relative output error" if calibrated else "relative error of the weights")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     axes.margins(x=0.06, y=0.12)                                 # no marker on the edge; from zero the lines would be one
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

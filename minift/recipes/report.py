@@ -2,14 +2,10 @@
 
 Proved in tests/recipes/test_report.py."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")                                  # no window: pictures go to files
-import matplotlib.pyplot as plt
-from matplotlib.ticker import MaxNLocator
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
@@ -22,9 +18,21 @@ from minift.train.log import read_metrics
 INK, TRAIN, HELD_OUT = "#333333", "#9db8d2", "#c4472b"
 
 
+def pyplot():
+    """matplotlib.pyplot, imported when there is a picture to draw: half a second that nobody should wait for before a first step. No window: pictures go to files."""
+    if "matplotlib.pyplot" not in sys.modules:                                # else a notebook has chosen where they go
+        import matplotlib
+
+        matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
 def draw_loss(folder: Path, title: str, before: float | None = None, ylabel: str = "loss, nats per token") -> Path:
     """Draw folder/metrics.jsonl as folder/loss.png: training loss per step, its running mean, and the held-out loss, which starts at
     `before` if that is known. A run stopped before its first step has a picture without a curve."""
+    plt = pyplot()
     metrics = read_metrics(folder)
     steps, losses = [m["step"] for m in metrics if "loss" in m], [m["loss"] for m in metrics if "loss" in m]
     held_out = [(m["step"], m["eval_loss"]) for m in metrics if "eval_loss" in m]
@@ -40,7 +48,7 @@ def draw_loss(folder: Path, title: str, before: float | None = None, ylabel: str
         place, value = held_out[-1]
         axes.annotate(f"{value:.3g}", (place, value), xytext=(0, 7), textcoords="offset points", ha="center", color=HELD_OUT)
     axes.set(title=title, xlabel="optimizer step", ylabel=ylabel)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
