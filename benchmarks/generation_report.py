@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.training_report import number, verdict
-from benchmarks.turns import between_marks, made_on
+from benchmarks.turns import between_marks, hardware, made_on
 
 HF, OURS, INT8, PEERS, TRAIN = "HF generate", "minift", "minift, int8", "transformers, peft, trl", "minift, to train"
 AIMS = {"15m-b1": (1.6, 2.0), "15m-b8": (1.45, 2.0), "110m-b1": (1.2, 1.6), "110m-b8": (1.2, 1.6)}
@@ -74,7 +74,7 @@ def write_page(page: Path, values: dict) -> None:
     rows = values["rows"]
     divider = lambda head: "|" + "---|" * (head.count("|") - 1)
     table = lambda head, keys: [head, divider(head), *(line(f"{key} fp32", rows[f"{key} fp32"]) for key in keys if f"{key} fp32" in rows), ""]
-    draw(page.with_suffix(".png"), {case: rows[f"{case} fp32"] for case in SPEEDS if f"{case} fp32" in rows})
+    draw(page.with_suffix(".png"), {case: rows[f"{case} fp32"] for case in SPEEDS if f"{case} fp32" in rows}, hardware(values["machine"]))
     between_marks(page, [
         f"![tokens per second]({page.stem}.png)", "", AIMED, divider(AIMED), *aims(rows), "",
         *table(HEAD, SPEEDS), *table(FIRST, [f"{case}-first" for case in SPEEDS]), *table(START, ["startup"]),
@@ -83,8 +83,8 @@ def write_page(page: Path, values: dict) -> None:
     ])  # fmt: skip
 
 
-def draw(file: Path, rows: Mapping[str, dict]) -> None:
-    """Tokens per second of every side, a panel for each work."""
+def draw(file: Path, rows: Mapping[str, dict], where: str) -> None:
+    """Tokens per second of every side, a panel for each work; the hardware below them."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -104,5 +104,6 @@ def draw(file: Path, rows: Mapping[str, dict]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         if axes is not panels[0][0]:
             axes.set_yticklabels([])
+    figure.supxlabel(f"{where}; 128 tokens behind 128, greedy, float32", fontsize=8, color="#555555")
     figure.savefig(file, dpi=120)
     plt.close(figure)

@@ -7,7 +7,8 @@ TRAINER, TRL, OURS = "HF Trainer", "trl", "minift"
 COLORS = {TRAINER: "#2f5f8f", TRL: "#9db8d2", OURS: "#d98c3f"}
 
 
-def draw(file: Path, rows: Mapping[str, dict], aims: Mapping[str, Mapping[str, tuple[float, float | None]]]) -> None:
+def draw(file: Path, rows: Mapping[str, dict], aims: Mapping[str, Mapping[str, tuple[float, float | None]]], where: str) -> None:
+    """where: the hardware, below the panels."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -32,5 +33,6 @@ def draw(file: Path, rows: Mapping[str, dict], aims: Mapping[str, Mapping[str, t
         axes.grid(alpha=0.25, linewidth=0.6, axis="x")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.24 / figure.get_figheight()), ncols=3)
+    figure.supxlabel(where, fontsize=8, color="#555555")
     figure.savefig(file, dpi=120)
     plt.close(figure)

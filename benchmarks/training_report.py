@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.training_plot import draw
-from benchmarks.turns import between_marks, made_on
+from benchmarks.turns import between_marks, hardware, made_on
 
 TRAINER, TRL, BEST, OURS = "HF Trainer", "trl", "trl, its best mode", "minift"
 SMALL_LORA, LARGE, NARROW = {TRAINER: (1.2, 1.5), TRL: (2.4, 3.0)}, {TRAINER: (1.1, 1.25), TRL: (1.8, 2.0)}, {TRAINER: (1.1, 1.3), TRL: (1.2, 1.4)}
@@ -94,7 +94,7 @@ def write_page(page: Path, values: dict) -> None:
     rows = values["rows"]
     divider = lambda head: "|" + "---|" * (head.count("|") - 1)
     kept = [key for key in ORDER if key in rows]
-    draw(page.with_suffix(".png"), {key: rows[key] for key in kept}, AIMS)
+    draw(page.with_suffix(".png"), {key: rows[key] for key in kept}, AIMS, hardware(values["machine"]))
     between_marks(page, [
         f"![CPU seconds and memory beside the other libraries]({page.stem}.png)", "",
         AIMED, divider(AIMED), *aims(rows), "",

@@ -181,6 +181,11 @@ def made_on(values: dict, packages: Mapping[str, str]) -> str:
     return "; ".join([f"{on['cpu']}, {on['threads']} threads, torch {on['torch']}, {versions}, Python {on['python']}, commit {on['commit']}", *said]) + "."
 
 
+def hardware(on: Mapping[str, Any]) -> str:
+    """What a picture says of where its numbers are from; the page says more."""
+    return f"{on['cpu']}, {on['threads']} threads, torch {on['torch']}"
+
+
 def between_marks(page: Path, lines: list[str]) -> None:
     """Put lines between the page's two marks; a page that is not there yet becomes the lines alone."""
     before, _, rest = (page.read_text() if page.exists() else "").partition("<!-- table -->")
