@@ -20,7 +20,7 @@ from minift.evaluate.calibration import reliability
 from minift.evaluate.classification import confusion_matrix, multi_label, single_label
 from minift.evaluate.correlation import regression
 from minift.files import write_text
-from minift.recipes.report import HELD_OUT, INK, TRAIN, markdown_table, plt
+from minift.recipes.report import HELD_OUT, INK, TRAIN, markdown_table, pyplot
 
 MAIN = {"single": "accuracy", "multi": "f1_micro", "regression": "spearman"}
 """The score that is told first."""
@@ -122,11 +122,13 @@ def _plain(axes) -> None:
 
 
 def _save(folder: Path, figure, name: str) -> None:
+    plt = pyplot()
     figure.savefig(folder / name, dpi=130)
     plt.close(figure)
 
 
 def _draw_confusion(folder: Path, table: np.ndarray, labels: Sequence[str], found: dict[str, float]) -> None:
+    plt = pyplot()
     K = len(labels)
     size = max(4.2, 2.4 + (0.32 if K < 30 else 0.17) * K) if K <= NAMED else 8.0
     shares = table / table.sum(1, keepdims=True).clip(1)
@@ -146,6 +148,7 @@ def _draw_confusion(folder: Path, table: np.ndarray, labels: Sequence[str], foun
 
 
 def _draw_reliability(folder: Path, scores: Tensor, answers: Tensor) -> None:
+    plt = pyplot()
     chances = scores.softmax(1).amax(1)
     bins = reliability(chances.clamp(0, 1), (scores.argmax(1) == answers).float())
     width, middles = bins.edges[1] - bins.edges[0], (bins.edges[1:] + bins.edges[:-1]) / 2
@@ -164,6 +167,7 @@ def _draw_reliability(folder: Path, scores: Tensor, answers: Tensor) -> None:
 
 
 def _draw_bars(folder: Path, labels: Sequence[str], found: dict[str, float]) -> None:
+    plt = pyplot()
     order = sorted(labels, key=lambda name: np.nan_to_num(found[f"f1[{name}]"], nan=-1))[-MANY:]
     figure, axes = plt.subplots(figsize=(6.4, 1.4 + 0.28 * len(order)), layout="constrained")
     axes.barh(range(len(order)), [found[f"f1[{name}]"] for name in order], color=TRAIN)
@@ -174,6 +178,7 @@ def _draw_bars(folder: Path, labels: Sequence[str], found: dict[str, float]) -> 
 
 
 def _draw_scatter(folder: Path, said: Tensor, answers: Tensor, found: dict[str, float]) -> None:
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(5.2, 5.0), layout="constrained")
     ends = [min(answers.min(), said.min()).item(), max(answers.max(), said.max()).item()]
     axes.plot(ends, ends, ":", color=INK, linewidth=1)

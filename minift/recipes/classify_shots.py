@@ -17,7 +17,7 @@ from minift.files import write_text
 from minift.recipes import classify_features, classify_tuned
 from minift.recipes.classify_report import SHOWN
 from minift.recipes.classify_task import Config, Data, Result
-from minift.recipes.report import INK, TRAIN, markdown_table, plt
+from minift.recipes.report import INK, TRAIN, markdown_table, pyplot
 from minift.train.run import open_run
 
 
@@ -67,6 +67,7 @@ def spread(values: Sequence[float]) -> str:
 
 def write_report(folder: Path, every: dict[int, list[dict[str, float]]], data: Data, draws: int) -> None:
     """report.md and shots.png."""
+    plt = pyplot()
     names = SHOWN["single"]
     rows = [[str(shots), *(spread([scores[name] for scores in found]) for name in names)] for shots, found in every.items()]
     head = f"# Few-shot: {len(data.labels)} labels, {len(data.valid)} held-out rows\n\nMean and standard deviation of {draws} draws.\n"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minift.data.branches import Tree
 from minift.files import write_text
-from minift.recipes.report import HELD_OUT, INK, markdown_table, plt
+from minift.recipes.report import HELD_OUT, INK, markdown_table, pyplot
 from minift.tokenizer import Tokenizer
 
 LONG = 400
@@ -24,6 +24,7 @@ LONG = 400
 
 def draw_rewards(folder: Path, before: Tensor, after: Tensor, accuracy: tuple[float, float]) -> Path:
     """before, after (pairs, 2): rewards of the held-out chosen and rejected answers -> folder/rewards.png."""
+    plt = pyplot()
     figure, panels = plt.subplots(1, 2, figsize=(9.0, 3.6), layout="constrained", sharey=True)
     for axes, scores, name, share in zip(panels, (before, after), ("before", "after"), accuracy):
         low, high = scores.min().item(), scores.max().item()
