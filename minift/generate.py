@@ -81,7 +81,7 @@ def steps(
             head = packed(model.head) if max_new_tokens >= LONG else model.head
         for step in range(max_new_tokens):
             with without_gradients(), answering():                                                 # never across a yield
-                logits = head(last).float()                                                  # (B, V)
+                logits = head(last).float()                                                        # (B, V)
             if sampling.repetition_penalty != 1.0:
                 logits = penalize(logits, seen, sampling.repetition_penalty)
             chosen = choose(logits, sampling, dice)                                                # (B,)

@@ -52,12 +52,17 @@ class KVCache:
         if self.even:                                                                   # the same slots in every row, which come last
             self.keys[layer][:, :, self.filled - new : self.filled] = keys
             self.values[layer][:, :, self.filled - new : self.filled] = values
-            return self.keys[layer][:, :, : self.filled], self.values[layer][:, :, : self.filled]
+        else:
+            self._scatter(layer, keys, values)
+        return self.keys[layer][:, :, : self.filled], self.values[layer][:, :, : self.filled]
+
+    def _scatter(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """To the slots behind each row's own tokens."""
+        new = keys.shape[2]
         slots = self.lengths[:, None] + torch.arange(new, device=keys.device)           # (B, T)
         rows = torch.arange(len(slots), device=keys.device)[:, None]
         self.keys[layer][rows, :, slots] = keys.transpose(1, 2).to(self.keys.dtype)     # an advanced index puts (B, T) first
         self.values[layer][rows, :, slots] = values.transpose(1, 2).to(self.values.dtype)
-        return self.keys[layer][:, :, : self.filled], self.values[layer][:, :, : self.filled]
 
     def copies(self, rows: list[int], capacity: int) -> "KVCache":
         """Another cache, with room for `capacity` tokens a row, whose row i holds what row rows[i] of this one holds: one text goes on in several ways."""

@@ -1,4 +1,4 @@
-"""int8: each row of a matrix as whole numbers from -127 to 127 and one scale. Weights only; activations stay as they are.
+"""int8: each row of a matrix as whole numbers from -127 to 127 and one scale. Weights only.
 
     a[n] = max |W[n]|          q[n, k] = round(127 / a[n] W[n, k])          W ~ q a / 127          W: (N, K)      a: (N,)
 

@@ -43,15 +43,13 @@ FAST_INT8 = torch.backends.cpu.get_cpu_capability() in ("AVX512", "AVX2") or pla
 """Has PyTorch a kernel for int8 here, and not just a loop?"""
 ALONE = 16
 """Rows of x up to which one thread multiplies."""
-
-
 _local = threading.local()
 
 
 @contextlib.contextmanager
 def token_by_token(exact: bool = False) -> Iterator[None]:
     """Inside the block each row of x is the next token of some text, and int8 may round it, in this thread. exact: nothing changes."""
-    before, _local.rounding = rounding(), not exact
+    before, _local.rounding = getattr(_local, "rounding", False), not exact
     try:
         yield
     finally:
@@ -59,6 +57,7 @@ def token_by_token(exact: bool = False) -> Iterator[None]:
 
 
 def rounding() -> bool:
+    """Are we inside `token_by_token`, where nobody asks for a gradient?"""
     return asks_no_gradient() and getattr(_local, "rounding", False)
 
 
@@ -151,8 +150,8 @@ def product(x: Tensor, q: Quantized) -> Tensor:
 
 
 def quick(x: Tensor, q: Quantized) -> Callable[[Tensor, Quantized], Tensor] | None:
-    """A way to x WT for few rows that never holds W as a whole, if there is one."""
-    if rounding() and x.dtype == torch.float32 and on_cpu(x) and isinstance(q, Int8) and q.in_whole_steps and FAST_INT8:
+    """A way to x WT that never holds W as a whole, if there is one for so few rows, or for the next token of each text."""
+    if rounding() and x.dtype == q.dtype == torch.float32 and on_cpu(x) and isinstance(q, Int8) and q.in_whole_steps and FAST_INT8:
         return by_whole_numbers
     if len(x) > FEW:
         return None

@@ -37,6 +37,7 @@ MUTANTS = [
     mutant("int8_whole_numbers_scaled_in_bfloat16", LINEAR, "ones(q.shape[0])) * q.scale", "ones(q.shape[0])) * (q.scale * 257 / 256).bfloat16()", "linear"),
     mutant("int8_a_few_rows_rounded_and_many_not", LINEAR, "q.in_whole_steps and FAST_INT8", "q.in_whole_steps and FAST_INT8 and len(x) <= ALONE", "linear"),
     mutant("int8_all_threads_round_at_once", LINEAR, "_local = threading.local()", "_local = contextlib.nullcontext()", "linear"),
+    mutant("int8_an_exact_block_ends_the_one_around_it", LINEAR, 'before, _local.rounding = getattr(_local, "rounding", False), not exact', "before, _local.rounding = rounding(), not exact", "linear"),
     mutant("int8_rounds_what_it_reads_in_training", LINEAR, "if rounding() and", "if", "linear"),
     mutant("frozen_backward_without_transpose", LINEAR, "weight_for(dy, ctx.q).T), None", "weight_for(dy, ctx.q)), None", "linear"),
     mutant("frozen_keeps_its_weight", LINEAR, "ctx.q = q\n        return product(x, q)", "ctx.q, W = q, weight_for(x, q)\n        ctx.save_for_backward(W)\n"

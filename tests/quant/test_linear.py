@@ -245,3 +245,24 @@ def test_where_a_text_is_written_a_rows_numbers_do_not_depend_on_how_many_there_
     with without_gradients(), token_by_token():
         together = layer(x)
         assert all(torch.equal(layer(x[i, None])[0], together[i]) for i in range(40))
+
+
+def test_what_was_said_of_rounding_is_true_again_behind_a_block_inside_it_and_after_an_error():
+    layer, x = made("int8", **WHOLE), torch.randn(3, 80)
+    with token_by_token(), pytest.raises(ValueError):
+        with token_by_token(exact=True):
+            raise ValueError
+    with token_by_token():
+        with token_by_token(exact=True):
+            pass
+        with without_gradients():
+            rounded = layer(x)
+    with without_gradients():
+        assert not torch.equal(layer(x), rounded) and not module.rounding()
+
+
+def test_a_weight_of_a_shorter_dtype_is_not_multiplied_with_more_digits_than_it_has():
+    layer, x = made("int8", dtype=torch.bfloat16, **WHOLE), torch.randn(2, 80)
+    expected = x.double() @ layer.weight.double().T + layer.bias.double()
+    with without_gradients(), token_by_token():
+        close(layer(x), expected, x, layer.weight.float())
