@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import matplotlib.pyplot as plt
 import pytest
@@ -63,3 +65,15 @@ def test_a_terminal_table_shows_brackets_as_they_are(capsys):
     Console(width=60).print(terminal_table("runs[1]", ["tensor", "value"], [["list[int]", "[bold]"], ["end\\", "2"]]))
     text = capsys.readouterr().out
     assert all(part in text for part in ("runs[1]", "list[int]", "[bold]", "end\\"))
+
+
+def test_no_recipe_brings_matplotlib_before_it_draws():
+    """Half a second that nobody waits for before a first step. compare, which needs its boxes to place labels, is the only one that does."""
+    code = (
+        "import importlib, pkgutil, sys, minift.recipes\n"
+        "for module in pkgutil.iter_modules(minift.recipes.__path__):\n"
+        "    if not module.name.startswith('compare'):\n"
+        "        importlib.import_module(f'minift.recipes.{module.name}')\n"
+        "print([name for name in sys.modules if name.startswith('matplotlib')])\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
