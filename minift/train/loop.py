@@ -84,6 +84,8 @@ def fit(
         raise InputError("nothing to train: every parameter is frozen")
     optimizers = optimizers_of(config.optimizer, model, config.lr, config.weight_decay, config.betas, config.projection)
     averages = Averages(model, config.ema) if config.ema else None
+    memory.keep()
+    holes = memory.Holes()
     stateful = [*optimizers, averages] if averages else optimizers
     measured = averages.applied if averages else contextlib.nullcontext
     per_epoch, steps = planned(config, len(epoch_batches(0)))
@@ -161,8 +163,7 @@ def fit(
                     look()
                 if place.step % (config.save_every or eval_every) == 0 or place.step == steps or kept.is_good(place.score):
                     save()
-                if place.step % memory.EVERY == 0:
-                    memory.give_back()
+                holes.step()
                 lap("between")
                 if tired():
                     break
