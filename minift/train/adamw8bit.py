@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from minift.errors import InputError
+from minift.train.adamw import Uncompiled
 from minift_kernels.averages import BLOCK, adamw8bit_reference, rates_of
 
 SMALL = 4096
@@ -25,7 +26,7 @@ VISIT = 2**26
 CODED, PLAIN = {"step", "m", "m_absmax", "v", "v_absmax"}, {"step", "m", "v"}
 
 
-class AdamW8bit(torch.optim.Optimizer):
+class AdamW8bit(Uncompiled):
     """torch.optim.AdamW's arguments and meaning; weights of any floating-point dtype."""
 
     def __init__(

@@ -24,6 +24,7 @@ from torch import nn
 
 from minift.errors import InputError
 from minift.train.adafactor import Adafactor
+from minift.train.adamw import AdamW
 from minift.train.adamw8bit import AdamW8bit
 from minift.train.galore import GaLore, projected
 from minift.train.lion import Lion
@@ -64,7 +65,7 @@ def grouped(params: list[nn.Parameter], lr: float, weight_decay: float) -> list[
 
 
 def adamw(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> list[torch.optim.Optimizer]:
-    return [torch.optim.AdamW(parameter_groups(model, lr, weight_decay), betas=betas, eps=1e-8, fused=True)]
+    return [AdamW(parameter_groups(model, lr, weight_decay), betas=betas, eps=1e-8)]
 
 
 def adamw8bit(
@@ -121,7 +122,7 @@ def muon(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, f
 
 def _beside(rest: list[nn.Parameter], lr: float, weight_decay: float, betas: tuple[float, float]) -> list[torch.optim.Optimizer]:
     """AdamW for what another optimizer leaves, if it leaves anything."""
-    return [torch.optim.AdamW(grouped(rest, lr, weight_decay), betas=betas, eps=1e-8, fused=True)] if rest else []
+    return [AdamW(grouped(rest, lr, weight_decay), betas=betas, eps=1e-8)] if rest else []
 
 
 class Projection(NamedTuple):

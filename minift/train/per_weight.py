@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minift.errors import InputError
+from minift.train.adamw import Uncompiled
 
 
 def wide(p: Tensor) -> torch.dtype:
@@ -18,7 +19,7 @@ def wide(p: Tensor) -> torch.dtype:
     return torch.promote_types(p.dtype, torch.float32)
 
 
-class PerWeight(torch.optim.Optimizer):
+class PerWeight(Uncompiled):
     """An optimizer that says what it remembers of a weight (`begin`) and how it changes one (`change`)."""
 
     def begin(self, w: Tensor, group: dict) -> dict:

@@ -17,7 +17,7 @@ MUTANTS = [
     Mutant("nan_reaches_the_weights", LOOP, "if not math.isfinite(total) or not torch.isfinite(norm):", "if False:", TEST_LOOP),
     Mutant("last_weights_returned_for_the_best", LOOP, "        checkpoint.load_parameters(model, state[\"parameters\"])", "        pass", TEST_LOOP),
     Mutant("norms_and_biases_decayed", OPTIM, "weight_decay if p.ndim >= 2 else 0.0)", "weight_decay)", "tests/train/test_optim.py"),
-    Mutant("decay_inside_the_gradient", OPTIM, "torch.optim.AdamW(parameter_groups(model, lr, weight_decay)", "torch.optim.Adam(parameter_groups(model, lr, weight_decay)", "tests/train/test_optim.py"),
+    Mutant("decay_inside_the_gradient", OPTIM, "[AdamW(parameter_groups(model, lr, weight_decay)", "[torch.optim.Adam(parameter_groups(model, lr, weight_decay)", "tests/train/test_optim.py"),
     Mutant("warmup_starts_at_zero", OPTIM, "return (step + 1) / warmup", "return step / warmup", "tests/train/test_optim.py"),
     Mutant("loss_not_shifted", "minift/losses/sft.py", "targets, counted = token_ids[:, 1:], loss_mask[:, 1:]", "targets, counted = token_ids[:, :-1], loss_mask[:, :-1]", "tests/losses/test_sft.py"),
     Mutant("loss_mask_ignored", "minift/losses/sft.py", "labels = targets.masked_fill(~counted, -100)", "labels = targets", "tests/losses/test_sft.py"),

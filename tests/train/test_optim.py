@@ -1,11 +1,14 @@
 """AdamW by hand, the schedule by hand, and who is decayed."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
+from minift.train.adamw import AdamW
 from minift.train.optim import adamw, learning_rate_factor, muon, parameter_groups
 
 
@@ -16,6 +19,50 @@ def test_adamw_first_step_worked_by_hand():
     layer.weight.grad = torch.full((1, 1), 0.3)
     adamw(layer, lr=0.1, weight_decay=0.5, betas=(0.9, 0.99))[0].step()
     assert layer.weight.item() == pytest.approx(2.0 - 0.1 * 0.5 * 2.0 - 0.1, abs=1e-6)
+
+
+def test_adamw_is_torchs_to_the_bit_and_goes_on_from_its_state():
+    """Weights of two dtypes in one group, one that gets a gradient now and then, a rate that changes; then each goes on from the other's state."""
+    torch.manual_seed(0)
+    start = [torch.randn(5, 3), torch.randn(7, dtype=torch.bfloat16), torch.randn(4, 2)]
+    sides = []
+    for kind, more in ((AdamW, {}), (torch.optim.AdamW, {"fused": True})):
+        weights = [nn.Parameter(w.clone()) for w in start]
+        sides.append((weights, kind([{"params": weights}], lr=0.1, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.3, **more)))
+
+    def steps(first: int) -> None:
+        for number in range(first, first + 4):
+            gradients = [torch.randn_like(w) if index < 2 or number % 2 else None for index, w in enumerate(start)]
+            for weights, optimizer in sides:
+                optimizer.param_groups[0]["lr"] = 0.1 / (number + 1)
+                for w, g in zip(weights, gradients):
+                    w.grad = g
+                optimizer.step()
+        assert all(torch.equal(our, their) for our, their in zip(sides[0][0], sides[1][0]))
+
+    steps(0)
+    saved = [optimizer.state_dict() for _, optimizer in sides]
+    sides[0][1].load_state_dict(saved[1])
+    sides[1][1].load_state_dict(saved[0])
+    steps(4)
+
+
+COLD = """
+import sys, torch
+from minift.train.optim import optimizers_of
+for name in ("adamw", "adamw8bit", "lion", "adafactor"):
+    layer = torch.nn.Linear(300, 300)
+    (optimizer,) = optimizers_of(name, layer, 1e-3, 0.1, (0.9, 0.99))
+    layer(torch.ones(2, 300)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_no_step_waits_for_torchs_compiler():
+    assert subprocess.run([sys.executable, "-c", COLD], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_norms_and_biases_are_not_decayed():

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from minift.recipes import sft
 from minift.recipes.methods import METHODS
 from minift.train import checkpoint, loop, state_file
+from minift.train.adamw import AdamW
 from minift.train.kept import Checkpoints
 from minift.train.log import read_metrics
 from tests.train.test_state_file import same
@@ -150,7 +151,7 @@ def real(calls, at):
 PLACES = {
     "before anything": (loop, "_windows", 1, 0),
     "between forward and backward": (torch.Tensor, "backward", 5, 2),
-    "after the optimizer's step": (torch.optim.AdamW, "step", 3, 3),
+    "after the optimizer's step": (AdamW, "step", 3, 3),
     "after the step's line": (loop.Log, "step", 2, 2),
     "an evaluation begins": (sft, "evaluate", 1, 2),
     "the last evaluation begins": (sft, "evaluate", 2, 4),
