@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minift.errors import InputError
-from minift.models.block import ACTIVATIONS, make_norm
 from minift.models.config import ModelConfig
 from minift.models.linear import Linear
+from minift.models.mlp import ACTIVATIONS
+from minift.models.norm import make_norm
 from minift.models.ragged import Ragged
 from minift.models.scorer import start
 from minift.models.transformer import Transformer

@@ -19,12 +19,13 @@ from torch.utils.checkpoint import checkpoint
 
 from minift.errors import InputError
 from minift.models.attention import Context, visibility
-from minift.models.block import Block, make_norm
+from minift.models.block import Block
 from minift.models.cache import KVCache
 from minift.models.config import ModelConfig
 from minift.models.cross import Memory
 from minift.models.families import module_names
 from minift.models.linear import Linear
+from minift.models.norm import make_norm
 from minift.models.pooling import Pooling
 from minift.models.ragged import Ragged
 from minift.models.relative import relative_bias

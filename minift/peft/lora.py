@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from minift.errors import InputError
 from minift.models.linear import linear, plus_product
+from minift.peft.low_rank import together
 from minift.peft.quantized import new_like
 from minift.peft.targets import find, is_conv1d, is_embedding, is_stored_transposed, published_names, read_targets, written_targets
 from minift.quant.low_rank import fused
@@ -140,6 +141,8 @@ class LoRALinear(nn.Module):
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:                          # (..., K) -> (..., N)
         if not (self.dropout and self.training) and (y := fused(base, x, self.A, self.B, self.scale)) is not None:
             return y                                                                  # over 4 bits on a GPU: one product for both terms
+        if not (self.dropout and self.training) and (y := together(base, x, self.A, self.B, self.scale)) is not None:
+            return y
         y = base(x)                                                                   # (..., N)
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from minift.errors import InputError
-from minift.models.block import Block, OffsetRMSNorm
+from minift.models.block import Block
+from minift.models.norm import OffsetRMSNorm
 from minift.quant import int4
 from minift.quant.calibrate import Inputs, blocks_of, quantize_blocks
 from minift.quant.errors import Error, quadratic

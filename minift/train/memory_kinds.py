@@ -7,17 +7,17 @@
 
 A block of a LLaMA keeps for its backward pass, in bytes a token (w: of the stream's dtype, a: of the products', 2 under bf16, s: attention's own)
 
-    2 norms        2 w C their inputs,  2 w C the inputs divided by their size if the gain trains,  2 w C the outputs if w = a, 5 a C if not:
-                   autocast rounds an output anew for each of the linears that read it (q, k, v; gate, up)
+    2 norms        2 w C their inputs; their outputs are made again (models/remade.py), but 5 a C if a < w and the linears behind them train: autocast
+                   rounds an output anew for each that reads it (q, k, v; gate, up)
     attention      s (2 H D + 2 K D) for q, k, v and what comes out,  4 H for logsumexp,  a H D where it is rounded for `out`,  s T for a mask
-    MLP            4 a M: gate, act(gate), up, their product; without a gate 2 a M
-    weights        a N K for each linear where autocast rounds it
+    MLP            2 a M: gate and up, their product is made again; act(gate) too if it is not silu's; without a gate 2 a M
+    weights        a N K for each linear where autocast rounds it, none where LoRA stands beside it (peft/low_rank.py)
 
 and what is alive at once is n = B T tokens times all blocks that learn (with checkpointing w C for each, their inputs) and the larger of two:
 at the loss    the last norm's as above;  4 w C: the stream, its targets' rows, their gradients twice;  a V logits, at most logprobs.py's LOGIT_BYTES,
                and a tile of them in float32 if a < w;  4 V C bytes (not a token) for the head's gradient if it trains, and W rounded.
                A recipe that keeps all logits (pre-training) has (a + 8) V in place of these.
-behind it      w C + 2 a M: the gradients of the stream and in one MLP; with checkpointing one block in full
+behind it      w C + 3 a M: the gradients of the stream and in one MLP, or what is made again there; with checkpointing one block in full
 as if all tokens were targets.
 Proved in tests/train/test_memory_kinds.py, to 15 % for LLaMA shapes, full and LoRA. Left out: what an adapter itself keeps (r a token and linear),
 cross-attention, dropout's masks, virtual tokens, other losses; scratch memory inside kernels, which nobody tells us of."""
@@ -99,11 +99,11 @@ def activations(reads: Sequence[Read], logits: int, bf16: bool, checkpointing: b
         learn = [any(p.requires_grad for p in block.parameters()) for block in read.model.blocks]
         first = 0 if any(p.requires_grad for p in read.model.embed.parameters()) else learn.index(True) if True in learn else len(learn)
         blocks = len(learn) - first
-        one = block(read, w, a) if blocks else 0
+        one = block(read, w, a, checkpointing) if blocks else 0
         kept += blocks * (stream if checkpointing else one)
-        ends += stream * (2 if _gains(read.model) else 1)                                        # the last norm
+        ends += stream * (2 if c.norm_offset and _gains(read.model) else 1)                                        # the last norm
         again = max(again, one - stream if checkpointing and blocks else 0)                      # its input is kept already
-        work = max(work, stream + 2 * n * a * c.mlp_size)
+        work = max(work, stream + 3 * n * a * c.mlp_size)
     head = getattr(read.model, "head", None)
     if logits:
         ends += logits * V * (a + 8)
@@ -115,15 +115,20 @@ def activations(reads: Sequence[Read], logits: int, bf16: bool, checkpointing: b
     return round(kept + max(ends, again + work))
 
 
-def block(read: Read, w: int, a: int) -> float:
-    """Bytes that one block keeps."""
-    c, T = read.model.config, read.length
+def block(read: Read, w: int, a: int, whole: bool) -> float:
+    """Bytes that one block keeps. whole: while it is recomputed, when nothing in it is made again."""
+    c, T, one = read.model.config, read.length, read.model.blocks[-1]
     C, HD, KD = c.hidden_size, c.heads * c.head_dim, c.kv_heads * c.head_dim
     s = 4 if a < w and T * c.head_dim <= SHORT else a
-    norms = 2 * w * C * (2 if _gains(read.model) else 1) + (2 * w if a == w else (4 + c.gated) * a) * C
+    linears = [m._parameters["weight"] for m in one.modules() if isinstance(m, nn.Linear) and "weight" in m._parameters]      # quantized ones have none
+    train, beside = any(W.requires_grad for W in linears), any(hasattr(m, "A") for m in one.modules())
+    copies = a < w and train
+    norms = 2 * w * C + (2 * w * C if c.norm_offset and _gains(read.model) else 0)
+    norms += (4 + c.gated) * a * C if copies else 2 * w * C if (whole or c.norm_offset) and (train or beside) else 0
     attention = s * 2 * (HD + KD) + 4 * c.heads + (a * HD if s != a else 0) + (s * T if read.masked else 0)
-    rounded = a * sum(p.numel() for p in read.model.blocks[-1].parameters() if p.ndim == 2) if a < w else 0
-    return read.tokens * (norms + attention + (4 if c.gated else 2) * a * c.mlp_size) + rounded
+    mlp = a * c.mlp_size * (2 + c.gated * ((c.activation != "silu") + whole))
+    rounded = a * sum(W.numel() for W in linears) if a < w and not beside else 0
+    return read.tokens * (norms + attention + mlp) + rounded
 
 
 def _gains(model: Transformer) -> bool:

@@ -15,7 +15,7 @@ from minift.models import attention
 from minift.models.cache import KVCache
 from minift.models.config import ModelConfig, RopeScaling
 from minift.models.rope import alibi_slopes, frequencies, rotate, rotate_plainly, rotation
-from minift.models.block import OffsetRMSNorm
+from minift.models.norm import OffsetRMSNorm
 from minift.models.transformer import Transformer
 from tests.models.small import CONFIGS, SHAPE, model, tokens
 

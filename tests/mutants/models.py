@@ -75,7 +75,7 @@ MUTANTS = [
     ),
     Mutant(
         name="norm_offset_forgotten",
-        file="minift/models/block.py",
+        file="minift/models/norm.py",
         old="self.offset + self.weight.float()",
         new="self.weight.float()",
         test="tests/models/test_transformer.py",
