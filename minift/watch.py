@@ -132,9 +132,10 @@ def kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
     kept: dict[int, Tensor] = {}                                                    # held here, so that no address is used twice
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
+        kept[tensor.untyped_storage().data_ptr()] = tensor.detach()
+        return tensor.detach()                                                      # itself, it would hold the graph that holds it
 
+    keep.only_looks = keep                                                          # to models/remade.py: go on as without us
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = forward()                                                          # held too: what it kept must not be freed yet
     del result

@@ -15,7 +15,7 @@ Proved in tests/models/test_linear.py."""
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -81,17 +81,30 @@ def is_product(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, Linear) and module.bias is None
 
 
+def listened_to(module: nn.Module) -> bool:
+    """Would somebody miss it if the module's arithmetic were done without calling it?"""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks) or torch.nn.modules.module._has_any_global_hook()
+
+
+def gradients_by_formula(formula: Callable[..., Tensor], inputs: Sequence[Tensor], dy: Tensor) -> list[Tensor | None]:
+    """dL/dinput of each input that asks for one, differentiable again: what a backward pass by hand returns to whoever wants a gradient of a gradient (create_graph)."""
+    wanted = [x for x in inputs if x.requires_grad]
+    found = iter(torch.autograd.grad(formula(*inputs), wanted, dy, create_graph=True))
+    return [next(found) if x.requires_grad else None for x in inputs]
+
+
 def linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
     """x WT + b, (..., K) -> (..., N): F.linear, faster."""
     if asks_no_gradient() and _plain(x, W):
         return _onednn_linear(x, W, b, "none", [], "")                                # without an activation behind it
-    return Product.apply(x, W, b) if _large(x, W) else F.linear(x, W, b)
+    return Product.apply(x, W, b) if is_large(x, W) else F.linear(x, W, b)
 
 
 def packed(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     """A Linear as it is now, to be read many times inside `without_gradients`: from a copy of its weight in oneDNN's own order, twice as fast from 2 rows to 16. The
     copy is as large as the weight and takes as long as some ten products of one row; it goes when what is returned does. Any other module, and one that somebody listens to (hooks), is returned itself."""
-    if type(layer) is not Linear or not _plain(layer.weight) or layer._forward_hooks or layer._forward_pre_hooks:
+    if type(layer) is not Linear or not _plain(layer.weight) or listened_to(layer):
         return layer
     W, b = torch.ops.mkldnn._reorder_linear_weight(layer.weight, FEW_ROWS), layer.bias
     return lambda x: _onednn_linear(x, W, b, "none", [], "")
@@ -99,7 +112,7 @@ def packed(layer: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def plus_product(y: Tensor, low: Tensor, B: Tensor, scale: float) -> Tensor:
     """y + scale low BT in one matrix product, which starts from y instead of zero: no (..., N) intermediate, no pass to add it."""
-    if _large(y, low, B):
+    if is_large(y, low, B):
         return PlusProduct.apply(y, low, B, scale)
     return torch.addmm(rows(y), rows(low), B.T, alpha=scale).view_as(y)
 
@@ -108,7 +121,8 @@ def rows(x: Tensor) -> Tensor:                                                  
     return x.reshape(-1, x.shape[-1])
 
 
-def _large(x: Tensor, *others: Tensor) -> bool:
+def is_large(x: Tensor, *others: Tensor) -> bool:
+    """Is a product with x oneDNN's?"""
     return x.numel() >= LARGE and _plain(x, *others) and exact_here()
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minift.models.config import ModelConfig
-from minift.models.linear import Linear
+from minift.models.linear import Linear, gradients_by_formula
 from minift.models.remade import remade
 
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
@@ -33,7 +33,7 @@ class MLP(nn.Module):
             return self.down(self.act(self.up(x)))
         gate, up = self.gate(x), self.up(x)                           # (B, T, M)
         h = self.gated(gate, up)
-        with remade(h, lambda: self.gated(gate, up)):
+        with remade(h, lambda: self.gated(gate, up), gate, up):
             return self.down(h)
 
     def gated(self, gate: Tensor, up: Tensor) -> Tensor:
@@ -50,7 +50,8 @@ class SwiGLU(torch.autograd.Function):
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dh: Tensor):
         gate, up = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return tuple(gradients_by_formula(lambda gate, up: F.silu(gate) * up, (gate, up), dh))
         return torch.ops.aten.silu_backward(dh * up, gate), F.silu(gate).mul_(dh)

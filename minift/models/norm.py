@@ -3,8 +3,8 @@
     r = 1 / sqrt(mean(x^2) + eps)      y = x r w                              x: (..., C)      r: (..., 1)      w: (C,)
     dx = r dy w - x r^3 / C sum(dy w x)      dw = sum over tokens of dy x r   both sums are products of one matrix, dy x, with a vector
 
-On a CPU PyTorch makes it of six operations and keeps x and x r for the backward pass, which takes a dozen more; this keeps x and r and takes a third of the time.
-GPUs, compilers, other dtypes and inputs that nobody asks a gradient of get PyTorch's own.
+On a CPU PyTorch makes it of six operations and keeps x and x r for the backward pass, which takes a dozen more; this keeps x and r and takes a third of the time. GPUs, compilers, 16 bits
+(whose squares need float32) and generation get PyTorch's own. With and without gradients the numbers are the same: a policy is compared with itself.
 Proved in tests/models/test_norm.py, against float64 and PyTorch's."""
 
 import contextlib
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minift.models.config import ModelConfig
-from minift.models.linear import rows
+from minift.models.linear import asks_no_gradient, gradients_by_formula, listened_to, rows
 from minift.models.remade import remade
 
 
@@ -23,8 +23,11 @@ class RMSNorm(nn.RMSNorm):
     """nn.RMSNorm, faster where it learns."""
 
     def forward(self, x: Tensor) -> Tensor:                                           # (..., C) -> (..., C)
-        by_hand = x.is_cpu and x.dtype == self.weight.dtype and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        return RootMeanSquare.apply(x, self.weight, self.eps) if by_hand else super().forward(x)
+        return RootMeanSquare.apply(x, self.weight, self.eps) if _by_hand(x, self.weight) and not asks_no_gradient() else super().forward(x)
+
+
+def _by_hand(x: Tensor, w: Tensor) -> bool:
+    return x.is_cpu and x.dtype == w.dtype and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
 
 
 class RootMeanSquare(torch.autograd.Function):
@@ -34,12 +37,14 @@ class RootMeanSquare(torch.autograd.Function):
     def forward(ctx, x: Tensor, w: Tensor, eps: float) -> Tensor:
         y, r = scaled(x, w, eps)
         ctx.save_for_backward(x, w, r)
+        ctx.eps = eps
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dy: Tensor):
         x, w, r = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *gradients_by_formula(lambda x, w: F.rms_norm(x, w.shape, w, ctx.eps), (x, w), dy), None
         flat, dy = rows(x), rows(dy)
         both = dy * flat                                                              # (tokens, C)
         dw = both.T @ r[:, 0] if ctx.needs_input_grad[1] else None
@@ -83,15 +88,17 @@ def normed(norm: nn.Module, x: Tensor) -> Iterator[Tensor]:
         yield norm(x)
         return
     y, make = norm(x), _again(norm, x)
-    with contextlib.nullcontext() if make is None or y.dtype != x.dtype else remade(y, make):
+    with contextlib.nullcontext() if make is None or y.dtype != x.dtype else remade(y, make, x, *norm.parameters()):
         yield y
 
 
 def _again(norm: nn.Module, x: Tensor) -> Callable[[], Tensor] | None:
-    """norm(x) of the weights as they are now; None for a norm that is more than its numbers (a wrapped one may answer otherwise by then)."""
+    """norm(x) of the weights as they are now; None for a norm that is more than its numbers: one that is wrapped, or listened to."""
+    if norm.weight.dtype != x.dtype or listened_to(norm):
+        return None
     x = x.detach()
-    if type(norm) is RMSNorm and norm.weight.dtype == x.dtype and x.is_cpu:
+    if type(norm) is RMSNorm and _by_hand(x, norm.weight):
         return lambda w=norm.weight: scaled(x, w, norm.eps)[0]
-    if type(norm) is nn.LayerNorm and norm.weight.dtype == x.dtype:
+    if type(norm) is nn.LayerNorm:
         return lambda w=norm.weight, b=norm.bias: F.layer_norm(x, norm.normalized_shape, w, b, norm.eps)
     return None

@@ -26,6 +26,7 @@ class AdamW(Uncompiled, torch.optim.AdamW):
 
     def __init__(self, params, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+        self._step_supports_amp_scaling = False                                       # a GradScaler divides the gradients itself, and skips a step
 
     @torch.no_grad()
     def step(self) -> None:
@@ -45,5 +46,5 @@ class AdamW(Uncompiled, torch.optim.AdamW):
         state = self.state[w]
         if not state:
             alike = lambda: torch.zeros_like(w, memory_format=torch.preserve_format)
-            state.update(step=torch.zeros((), device=w.device), exp_avg=alike(), exp_avg_sq=alike())
+            state.update(step=torch.zeros((), dtype=torch.float32, device=w.device), exp_avg=alike(), exp_avg_sq=alike())
         return state["exp_avg"], state["exp_avg_sq"], state["step"]

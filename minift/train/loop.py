@@ -182,6 +182,7 @@ def fit(
             averages.load_state_dict(state["optimizers"][-1])
     if averages:
         averages.into_model()
+    memory.give_back()
     return Outcome(place.step, place.best, stopped)
 
 

@@ -7,11 +7,11 @@
 
 A block of a LLaMA keeps for its backward pass, in bytes a token (w: of the stream's dtype, a: of the products', 2 under bf16, s: attention's own)
 
-    2 norms        2 w C their inputs; their outputs are made again (models/remade.py), but 5 a C if a < w and the linears behind them train: autocast
+    2 norms        2 w C their inputs; their outputs are made again (models/remade.py; an RMSNorm's on a CPU only), but 5 a C if a < w and the linears behind them train: autocast
                    rounds an output anew for each that reads it (q, k, v; gate, up)
     attention      s (2 H D + 2 K D) for q, k, v and what comes out,  4 H for logsumexp,  a H D where it is rounded for `out`,  s T for a mask
     MLP            2 a M: gate and up, their product is made again; act(gate) too if it is not silu's; without a gate 2 a M
-    weights        a N K for each linear where autocast rounds it, none where LoRA stands beside it (peft/low_rank.py)
+    weights        a N K for each linear where autocast rounds it, none where LoRA stands beside it on a CPU (peft/low_rank.py)
 
 and what is alive at once is n = B T tokens times all blocks that learn (with checkpointing w C for each, their inputs) and the larger of two:
 at the loss    the last norm's as above;  4 w C: the stream, its targets' rows, their gradients twice;  a V logits, at most logprobs.py's LOGIT_BYTES,
@@ -35,6 +35,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from minift.losses.logprobs import LOGIT_BYTES, TILE_BYTES
 from minift.models.attention import SHORT
 from minift.models.transformer import Transformer
+from minift.peft.lora import LoRALinear
 from minift.train.adafactor import Adafactor
 from minift.train.adamw8bit import SMALL, AdamW8bit
 from minift.train.galore import GaLore, projected
@@ -121,13 +122,14 @@ def block(read: Read, w: int, a: int, whole: bool) -> float:
     C, HD, KD = c.hidden_size, c.heads * c.head_dim, c.kv_heads * c.head_dim
     s = 4 if a < w and T * c.head_dim <= SHORT else a
     linears = [m._parameters["weight"] for m in one.modules() if isinstance(m, nn.Linear) and "weight" in m._parameters]      # quantized ones have none
-    train, beside = any(W.requires_grad for W in linears), any(hasattr(m, "A") for m in one.modules())
-    copies = a < w and train
+    cpu, low_rank = read.model.embed.weight.device.type == "cpu", [m for m in one.modules() if type(m) is LoRALinear]
+    train, together = any(W.requires_grad for W in linears), bool(low_rank) and cpu and not any(m.dropout for m in low_rank)
+    kept = whole or c.norm_offset or (c.norm == "rmsnorm" and not cpu)                # the norms' outputs, by whoever learns from them
     norms = 2 * w * C + (2 * w * C if c.norm_offset and _gains(read.model) else 0)
-    norms += (4 + c.gated) * a * C if copies else 2 * w * C if (whole or c.norm_offset) and (train or beside) else 0
+    norms += (4 + c.gated) * a * C if a < w and (train or low_rank) and not together else 2 * w * C if kept and (train or low_rank) else 0
     attention = s * 2 * (HD + KD) + 4 * c.heads + (a * HD if s != a else 0) + (s * T if read.masked else 0)
     mlp = a * c.mlp_size * (2 + c.gated * ((c.activation != "silu") + whole))
-    rounded = a * sum(W.numel() for W in linears) if a < w and not beside else 0
+    rounded = a * sum(W.numel() for W in linears) if a < w and not together else 0
     return read.tokens * (norms + attention + mlp) + rounded
 
 

@@ -56,3 +56,14 @@ def test_two_rows_a_token_are_kept():
     assert made[0]() is None
     y.sum().backward()
     assert len(made) == 2
+
+
+def test_a_gradient_of_a_gradient():
+    one, x = mlp(), torch.randn(*TOKENS, C, dtype=torch.float64, requires_grad=True)
+    leaves = (x, one.gate.weight, one.up.weight)
+    second = []
+    for y in (one(x), formula(one, x)):
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        second.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for our, their in zip(*second):
+        torch.testing.assert_close(our, their, rtol=1e-10, atol=1e-12)

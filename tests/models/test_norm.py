@@ -69,12 +69,43 @@ def test_zeros_are_no_division_by_zero():
     assert torch.equal(y, torch.zeros_like(y)) and nothing.grad.isfinite().all()
 
 
-def test_other_dtypes_and_inference_are_pytorchs():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bits_are_pytorchs(dtype):
+    """37 squares of 60 are beyond float16's largest number: its sum is float32's business."""
+    norm, x, dy = made(dtype)
+    x = (20 * x.detach()).requires_grad_()
+    plain = F.rms_norm(x, (C,), norm.weight, norm.eps)
+    assert torch.equal(norm(x), plain) and plain.abs().max() > 1
+    assert torch.equal(torch.autograd.grad(norm(x), x, dy)[0], torch.autograd.grad(plain, x, dy)[0])
+
+
+def test_with_and_without_gradients_the_numbers_are_the_same():
+    """A policy is compared with itself, so a ratio of equal ones is 1. In inference mode, where nothing is compared, PyTorch's is faster."""
     norm, x, _ = made(torch.float32)
-    half = x.detach().bfloat16()
-    assert torch.equal(norm(half), F.rms_norm(half, (C,), norm.weight, norm.eps))
+    learned = norm(x)
     with torch.no_grad():
+        assert torch.equal(norm(x), learned)
+    with torch.inference_mode():
         assert torch.equal(norm(x), F.rms_norm(x, (C,), norm.weight, norm.eps))
+
+
+def test_a_gradient_of_a_gradient():
+    norm, x, dy = made()
+    ours = torch.autograd.grad(norm(x), (x, norm.weight), dy, create_graph=True)
+    plain = torch.autograd.grad(F.rms_norm(x, (C,), norm.weight, norm.eps), (x, norm.weight), dy, create_graph=True)
+    second = [torch.autograd.grad(first.square().sum() + gain.square().sum(), (x, norm.weight)) for first, gain in (ours, plain)]
+    for our, their in zip(*second):
+        torch.testing.assert_close(our, their, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["rmsnorm", "layernorm"])
+def test_a_norm_that_somebody_listens_to_is_not_made_again_behind_their_back(kind):
+    norm, x, W = make_norm(config(norm=kind)), torch.randn(SHAPE), torch.randn(C, 3, requires_grad=True)
+    norm.register_forward_hook(lambda module, given, y: 2 * y + 1)
+    (right,) = torch.autograd.grad((norm(x) @ W).square().sum(), W)
+    with normed(norm, x) as y:
+        z = (y @ W).square().sum()
+    assert torch.equal(torch.autograd.grad(z, W)[0], right)
 
 
 def config(**changes) -> ModelConfig:

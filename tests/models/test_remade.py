@@ -108,3 +108,50 @@ def test_without_gradients_nothing_happens(x):
     with torch.no_grad(), remade(x, lambda: pytest.fail("nobody asked")):
         y = x @ x.T
     assert not y.requires_grad
+
+
+def test_a_graph_that_nobody_uses_goes_with_its_result(x):
+    """A hook that returns the tensor it was given makes a circle that no collector sees: what was kept beside y must go as well."""
+    V, W = weights((5, 6), (6, 3))
+    y = x.sin()
+    with remade(y, Made(x)):
+        u = (y @ V).tanh()                                           # whose gradient is made of its result
+        alive = weakref.ref(u)
+        z = (u @ W).square().sum()
+    torch.autograd.grad(z, W, retain_graph=True)
+    del u, z
+    gc.collect()
+    assert alive() is None
+
+
+def test_an_input_written_to_in_place_is_an_error(x):
+    (W,) = weights((5, 3))
+    given = x.detach().clone()
+    y = given.sin()
+    with remade(y, given.sin, given):
+        z = (y @ W).square().sum()
+    given.add_(1)
+    with pytest.raises(RuntimeError, match="modified in place"):
+        torch.autograd.grad(z, W)
+
+
+def test_hooks_that_only_look_see_what_is_kept_after_all(x):
+    V, W = weights((5, 6), (6, 3))
+    seen = []
+
+    def look(saved):
+        seen.append(saved.untyped_storage().data_ptr())
+        return saved.detach()
+
+    look.only_looks = look
+    with torch.autograd.graph.saved_tensors_hooks(look, lambda saved: saved):
+        y = x.sin()
+        with remade(y, make := Made(x)):
+            h = y @ V
+            with remade(h, lambda: h.detach()):
+                u = h.cos()
+        z = (u @ W).square().sum()
+    assert y.untyped_storage().data_ptr() not in seen and h.untyped_storage().data_ptr() not in seen
+    assert {t.untyped_storage().data_ptr() for t in (x, V, u, W)} <= set(seen)
+    torch.autograd.grad(z, V)
+    assert make.times == 1

@@ -67,15 +67,19 @@ def test_frozen_parts_get_no_gradient_and_the_others_theirs():
 def test_whoever_wants_more_gets_the_two_terms():
     base, x, A, B, _ = made()
     assert together(base, x, A, B, SCALE) is not None
-    with torch.no_grad():
+    with torch.inference_mode():
         assert together(base, x, A, B, SCALE) is None
     assert together(base, x.float(), A, B, SCALE) is None                                     # nn.Linear refuses it, and says so
     assert together(nn.Sequential(base), x, A, B, SCALE) is None
-    seen = base.register_forward_hook(lambda module, given, y: y.zero_())
-    assert together(base, x, A, B, SCALE) is None
-    seen.remove()
-    base.weight.requires_grad_(True)
-    assert together(base, x, A, B, SCALE) is None
+    for listen in (base.register_forward_hook, base.register_forward_pre_hook, base.register_full_backward_hook):
+        ear = listen(lambda *heard: None)
+        assert together(base, x, A, B, SCALE) is None
+        ear.remove()
+    for learns in base.parameters():
+        learns.requires_grad_(True)
+        assert together(base, x, A, B, SCALE) is None
+        learns.requires_grad_(False)
+    assert together(base, x, A, B, SCALE) is not None
 
 
 def test_lora_takes_it_and_dropout_does_not():
@@ -84,3 +88,33 @@ def test_lora_takes_it_and_dropout_does_not():
         small = LoRALinear(base, R, SCALE, dropout)
         assert (small(base, x).grad_fn.name() == "LowRankBackward") == inside
         assert small.eval()(base, x).grad_fn.name() == "LowRankBackward"
+
+
+@pytest.mark.parametrize("tokens", [3, 9000])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_with_and_without_gradients_and_without_a_change_the_numbers_are_the_same(tokens, rounded):
+    """B = 0 is the base, to the bit, in few tokens and in many: the reference of DPO is the base, and at step 0 no policy is far from it."""
+    base, _, A, B, _ = made(dtype=torch.float32)
+    x = torch.randn(tokens, K, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+        learned = together(base, x, A, B, SCALE)
+        with torch.no_grad():
+            assert torch.equal(together(base, x, A, B, SCALE), learned)
+            assert torch.equal(together(base, x, A, torch.zeros_like(B), SCALE), base(x))
+
+
+def test_a_gradient_of_a_gradient():
+    base, x, A, B, _ = made()
+    second = []
+    for y in (together(base, x, A, B, SCALE), apart(base, x, A, B)):
+        first = torch.autograd.grad(y.square().sum(), (x, A, B), create_graph=True)
+        second.append(torch.autograd.grad(sum(g.square().sum() for g in first), (x, A, B)))
+    for our, their in zip(*second):
+        torch.testing.assert_close(our, their, rtol=1e-9, atol=1e-9)
+
+
+def test_no_tokens_at_all():
+    base, _, A, B, _ = made()
+    y = together(base, torch.empty(0, K, dtype=torch.float64, requires_grad=True), A, B, SCALE)
+    y.sum().backward()
+    assert y.shape == (0, N) and torch.equal(A.grad, torch.zeros_like(A))

@@ -47,6 +47,32 @@ def test_adamw_is_torchs_to_the_bit_and_goes_on_from_its_state():
     steps(4)
 
 
+def test_a_grad_scaler_skips_what_is_infinite_and_divides_the_rest():
+    w = nn.Parameter(torch.ones(2))
+    optimizer, scaler = AdamW([w], lr=0.1, weight_decay=0.0), torch.amp.GradScaler("cpu", init_scale=8.0)
+    for factor, moved in ((float("inf"), False), (1.0, True)):
+        optimizer.zero_grad()
+        scaler.scale((factor * w).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(w.detach(), torch.ones(2)) != moved and w.isfinite().all()
+    torch.testing.assert_close(optimizer.state[w]["exp_avg"], torch.full((2,), 0.1))          # 0.1 times the gradient, which is 1 unscaled
+
+
+def test_steps_are_counted_in_float32_whatever_the_default_is():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        w = nn.Parameter(torch.ones(2))
+        optimizer = AdamW([w])
+        for _ in range(300):
+            w.grad = torch.ones(2)
+            optimizer.step()
+    finally:
+        torch.set_default_dtype(before)
+    assert optimizer.state[w]["step"].item() == 300
+
+
 COLD = """
 import sys, torch
 from minift.train.optim import optimizers_of
