@@ -119,6 +119,8 @@ def config(**changes) -> ModelConfig:
 def test_what_a_reader_keeps(norm, again):
     """A product of y and a weight keeps y for the weight's gradient: inside `normed` it keeps how to make it, and the gradient is the same to the bit."""
     torch.manual_seed(0)
+    for own in norm.parameters():                                  # a bias of zero would hide that it is left out
+        nn.init.normal_(own)
     x, W = torch.randn(SHAPE, requires_grad=True), torch.randn(C, 3, requires_grad=True)
     leaves = (x, W, *norm.parameters())
     plain = torch.autograd.grad((norm(x) @ W).square().sum(), leaves)

@@ -40,13 +40,14 @@ def test_it_suggests_a_rate_and_writes_the_curve_and_the_picture(find, small_mod
 
 
 def test_sft_with_the_suggested_rate_learns(find, minift, small_model, tmp_path):
+    """The rate is 1.0 here, so high that the last bits of a norm decide whether the loss ends at 0.795 or 0.804 of where it began; a rate that did not learn would end at 1, or burst."""
     find()
     rate = json.loads((tmp_path / "run/lr.json").read_text())["suggestion"]
     status, _, complaint = minift("sft", "--model", small_model, "--data", tmp_path / "rows.jsonl", "--out", tmp_path / "sft", "--held-out", 0.3, "--lr", rate, "--epochs", 20,
                                   "--batch-tokens", 64, "--precision", "fp32", "--samples", 0)    # fmt: skip
     assert status == 0, complaint
     losses = [json.loads(line)["loss"] for line in open(tmp_path / "sft/metrics.jsonl") if '"loss"' in line]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.85 * losses[0]
     assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / "sft/adapter/adapter_model.safetensors").values())
 
 
