@@ -128,7 +128,7 @@ def draw(picture: Path, rows: Mapping[str, dict], on: str) -> None:
 
     plt = pyplot()
     bars = [(f"{key} {name}", found) for key, row in rows.items() for name, found in row["sides"].items() if "step" in found and name != TRL]
-    figure, axes = plt.subplots(figsize=(9, 0.6 + 0.24 * len(bars)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 1.5 + 0.24 * len(bars)), layout="constrained")
     left = [0.0] * len(bars)
     for part in PARTS:
         ours = {label.rsplit(" ", 1)[0]: found["step"] for label, found in bars if label.endswith(OURS)}
