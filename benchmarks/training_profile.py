@@ -123,17 +123,16 @@ def lines(rows: Mapping[str, dict]) -> list[str]:
 
 
 def draw(picture: Path, rows: Mapping[str, dict], on: str) -> None:
-    """Stacked bars: every side of every row, by part."""
+    """Stacked bars by part: every side of every row but trl's, whose bars would make the others short."""
     from minift.recipes.report import pyplot
 
     plt = pyplot()
-    bars = [(f"{key} {name}", found) for key, row in rows.items() for name, found in row["sides"].items() if "step" in found and name != TRL]
+    bars = [(f"{key} {name}", found, row["sides"][OURS]["step"]) for key, row in rows.items() for name, found in row["sides"].items() if "step" in found and name != TRL]
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.24 * len(bars)), layout="constrained")
     left = [0.0] * len(bars)
     for part in PARTS:
-        ours = {label.rsplit(" ", 1)[0]: found["step"] for label, found in bars if label.endswith(OURS)}
-        share = [found[part] / ours[" ".join(label.split()[:2])] for label, found in bars]
-        axes.barh([label for label, _ in bars], share, left=left, label=part)
+        share = [found[part] / step for _, found, step in bars]
+        axes.barh([label for label, *_ in bars], share, left=left, label=part)
         left = [a + b for a, b in zip(left, share)]
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.invert_yaxis()

@@ -3,7 +3,7 @@
     r = 1 / sqrt(mean(x^2) + eps)      y = x r w                              x: (..., C)      r: (..., 1)      w: (C,)
     dx = r dy w - x r^3 / C sum(dy w x)      dw = sum over tokens of dy x r   both sums are products of one matrix, dy x, with a vector
 
-On a CPU PyTorch makes it of six operations and keeps x and x r for the backward pass, which takes a dozen more; this keeps x and r and takes a third of the time. GPUs, compilers, 16 bits
+On a CPU PyTorch makes it of six operations and keeps x and x r for the backward pass, which takes a dozen more; this keeps x and r and takes a quarter of the time. GPUs, compilers, 16 bits
 (whose squares need float32) and generation get PyTorch's own. With and without gradients the numbers are the same: a policy is compared with itself.
 Proved in tests/models/test_norm.py, against float64 and PyTorch's."""
 

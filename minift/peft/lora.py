@@ -139,10 +139,10 @@ class LoRALinear(nn.Module):
         self.B = nn.Parameter(torch.zeros(N, rank, **new_like(base)))
 
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:                          # (..., K) -> (..., N)
-        if not (self.dropout and self.training) and (y := fused(base, x, self.A, self.B, self.scale)) is not None:
-            return y                                                                  # over 4 bits on a GPU: one product for both terms
-        if not (self.dropout and self.training) and (y := together(base, x, self.A, self.B, self.scale)) is not None:
-            return y
+        if not (self.dropout and self.training):                                      # both terms read the same x
+            for one in (fused, together):                                             # over 4 bits on a GPU; over full precision on a CPU
+                if (y := one(base, x, self.A, self.B, self.scale)) is not None:
+                    return y
         y = base(x)                                                                   # (..., N)
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)

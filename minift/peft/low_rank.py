@@ -1,4 +1,4 @@
-"""A linear and a low-rank change beside it as one function on a CPU: what LoRA runs where the base is in full precision.
+"""A linear and a low-rank change beside it as one function on a CPU: what LoRA (Hu et al. 2021, arXiv:2106.09685) runs where the base is in full precision.
 
     low = x AT        y = x WT + b + s low BT                                    x: (..., K)      W: (N, K), b: (N,) frozen      A: (r, K)      B: (N, r)
     dlow = s dy B     dx = dy W + dlow A        dA = dlowT x        dB = s (lowT dy)T
@@ -6,7 +6,7 @@
 Both sums are added to in place, where autograd would write three tensors of the size of y or x and add them up. Under autocast x is rounded once, not once for each
 product, and W again on the way back instead of being kept in bfloat16 from block to block.
 Elsewhere (another base, one that somebody listens to, a GPU, a compiler, generation) `together` answers None, and lora.py computes the two terms apart: the plain version.
-Proved in tests/peft/test_low_rank.py."""
+Left out: dropout, whose two terms read different x. Proved in tests/peft/test_low_rank.py."""
 
 import contextlib
 

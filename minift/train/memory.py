@@ -26,7 +26,7 @@ def _libc():
 
 
 def keep() -> bool:
-    """From now on this process keeps what it frees; whether that could be said here (glibc before 2.35 has 32 MB as a limit)."""
+    """From now on this process keeps what it frees; whether that could be said here; a C library may refuse so large a piece."""
     libc = _libc()
     return libc is not None and bool(libc.mallopt(M_MMAP_THRESHOLD, LARGEST)) and bool(libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 

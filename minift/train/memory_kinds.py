@@ -102,7 +102,7 @@ def activations(reads: Sequence[Read], logits: int, bf16: bool, checkpointing: b
         blocks = len(learn) - first
         one = block(read, w, a, checkpointing) if blocks else 0
         kept += blocks * (stream if checkpointing else one)
-        ends += stream * (2 if c.norm_offset and _gains(read.model) else 1)                                        # the last norm
+        ends += stream * (2 if c.norm_offset and _gains(read.model) else 1)                # the last norm
         again = max(again, one - stream if checkpointing and blocks else 0)                      # its input is kept already
         work = max(work, stream + 3 * n * a * c.mlp_size)
     head = getattr(read.model, "head", None)

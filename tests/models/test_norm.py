@@ -1,6 +1,7 @@
 """RMSNorm by hand: PyTorch's function and gradients, with less kept, and only where it helps.
 
-Tolerance: float64 on both sides, sums of 1,005 products of numbers of size 1: 1e-12. In float32 sqrt(1,005) eps is 2e-6; 2e-5 is allowed for the weight's gradient."""
+Tolerance: float64 on both sides, sums of 1,005 products of numbers of size 1: 1e-12. In float32 a partial sum of the gain's gradient is up to 100 large, each of the 1,005
+additions rounds by eps / 2 of it, 6e-6, to either side: 6e-6 sqrt(1,005) = 2e-4. A gradient of a gradient is up to thousands large: 1e-12 of the largest."""
 
 import weakref
 
@@ -22,7 +23,7 @@ def made(dtype=torch.float64):
     return norm, torch.randn(SHAPE, dtype=dtype).mul_(3).requires_grad_(), torch.randn(SHAPE, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-12), (torch.float32, 2e-4)])
 def test_output_and_gradients_are_pytorchs(dtype, atol):
     norm, x, dy = made(dtype)
     plain = F.rms_norm(x, (C,), norm.weight, norm.eps)
@@ -31,7 +32,7 @@ def test_output_and_gradients_are_pytorchs(dtype, atol):
     assert isinstance(y.grad_fn, RootMeanSquare._backward_cls)
     ours = [y, *torch.autograd.grad(y, (x, norm.weight), dy)]
     for our, their in zip(ours, theirs):
-        torch.testing.assert_close(our, their, rtol=1e-6, atol=atol)
+        torch.testing.assert_close(our, their, rtol=0, atol=atol)
 
 
 def test_a_row_by_hand():
@@ -95,7 +96,7 @@ def test_a_gradient_of_a_gradient():
     plain = torch.autograd.grad(F.rms_norm(x, (C,), norm.weight, norm.eps), (x, norm.weight), dy, create_graph=True)
     second = [torch.autograd.grad(first.square().sum() + gain.square().sum(), (x, norm.weight)) for first, gain in (ours, plain)]
     for our, their in zip(*second):
-        torch.testing.assert_close(our, their, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(our, their, rtol=0, atol=1e-12 * their.abs().max().item())
 
 
 @pytest.mark.parametrize("kind", ["rmsnorm", "layernorm"])

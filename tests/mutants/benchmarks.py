@@ -29,4 +29,7 @@ MUTANTS = [
     mutant("only_first_rows_compared", WRITING, "for number, (row, other) in enumerate(zip(rows, found[first])):", "for number, (row, other) in enumerate(zip(rows[:1], found[first])):", "generation"),
     mutant("half_the_tokens_will_do", WRITING, "if any(len(row) != new for row in rows):", "if any(len(row) > new for row in rows):", "generation"),
     mutant("int8_cost_counts_pads", "benchmarks/generation_ours.py", "[place + 1 < lengths, 0]", "[:, 0]", "generation"),
+    mutant("a_profile_of_all_steps_for_one", "benchmarks/training_profile.py", "round(ms / work, 2) for part", "round(ms, 2) for part", "training_profile"),
+    mutant("time_between_operations_lost", "benchmarks/training_profile.py", "max(0.0, wall - sum(found.values()))", "0.0", "training_profile"),
+    mutant("a_bound_without_attention", "benchmarks/training_profile.py", '(ours["products"] + ours["attention"])', 'ours["products"]', "training_profile"),
 ]  # fmt: skip

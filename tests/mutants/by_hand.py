@@ -51,7 +51,7 @@ MUTANTS = [
     Mutant("low_rank_past_the_hooks", RANK, " or listened_to(base):", ":", T_RANK),
     Mutant("low_rank_over_a_weight_that_learns", RANK, "if any(p.requires_grad for p in base.parameters()) or", "if", T_RANK),
     Mutant("low_rank_in_float32_under_autocast", RANK, "dtype = torch.get_autocast_dtype(\"cpu\") if rounded else x.dtype", "dtype = x.dtype", T_RANK),
-    Mutant("lora_drops_nothing_out", "minift/peft/lora.py", "(self.dropout and self.training) and (y := together(", "False and (y := together(", T_RANK),
+    Mutant("lora_drops_nothing_out", "minift/peft/lora.py", "if not (self.dropout and self.training):  ", "if True:  ", T_RANK),
     Mutant("adamw_counts_no_steps", ADAMW, "                torch._foreach_add_(t, 1)\n", "", T_OPTIM),
     Mutant("adamw_rates_swapped", ADAMW, "(beta1, beta2), options = group[\"betas\"],", "(beta2, beta1), options = group[\"betas\"],", T_OPTIM),
     Mutant("adamw_eps_of_torchs_default", ADAMW, "(\"lr\", \"weight_decay\", \"eps\")", "(\"lr\", \"weight_decay\")", T_OPTIM),

@@ -44,5 +44,5 @@ MUTANTS = [
     fused(name="fused_product_forgets_the_bias", old="return y if base.bias is None else y + base.bias.to(y.dtype)", new="return y"),
     fused(name="fused_product_for_few_rows", old=" and x.numel() > FEW * x.shape[-1])", new=")"),
     fused(name="fused_product_with_digits_the_weight_has_not", old="torch.finfo(x.dtype).bits > torch.finfo(base.q.dtype).bits", new="False"),
-    fused(name="fused_product_thins_nothing", file="minift/peft/lora.py", old="if not (self.dropout and self.training) and (y := fused(", new="if (y := fused("),
+    fused(name="fused_product_thins_nothing", file="minift/peft/lora.py", old="if not (self.dropout and self.training):  ", new="if True:  "),
 ]    # fmt: skip
