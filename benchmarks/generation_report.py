@@ -25,7 +25,8 @@ def line(key: str, row: dict) -> str:
     """What a row says: a line for each side."""
     case = key.split()[0]
     if case == "int8-loss":
-        return f"loss of the bundled model, {row['tokens']:,} tokens: {row['full']:.4f}, int8 {row['int8']:.4f} ({row['int8'] - row['full']:+.4f} nats per token)"
+        cost = lambda name: f"{row[name]:.4f} ({row[name] - row['full']:+.4f} nats per token)"
+        return f"loss of the bundled model, {row['tokens']:,} tokens: {row['full']:.4f}, int8 {cost('int8')}, with all that linears read in 8 bits {cost('both')}"
     if case == "startup":
         return "\n".join(f"| {name} | {side['ms']:,} | {round(1000 * side['cpu_s']):,} | {side['peak_mib']:,} |" for name, side in row["sides"].items())
     lines = []

@@ -25,7 +25,7 @@ from minift.models.encoder_decoder import EncoderDecoder
 from minift.models.linear import packed, without_gradients
 from minift.models.transformer import Transformer
 from minift.peft.attach import in_rows, rows as answered_by
-from minift.quant.linear import token_by_token
+from minift.quant.linear import Linear8bit, rounded, token_by_token
 from minift.sampling import Sampling, adjust, choose, penalize, row_seeds
 from minift.tokenizer import Tokenizer
 from minift.tokenizer.answer import Answer as Answer
@@ -76,11 +76,11 @@ def steps(
     model.eval()
     try:
         limit = position_limit(model)
-        cache, last = _read(model, prompts, sets, max_new_tokens)
-        with without_gradients():
-            head = packed(model.head) if max_new_tokens >= LONG else model.head
+        with token_by_token(exact, prompt=True):
+            cache, last = _read(model, prompts, sets, max_new_tokens)
+        head = head_for(model, max_new_tokens, exact)
         for step in range(max_new_tokens):
-            with without_gradients(), answering():                                                 # never across a yield
+            with without_gradients(), token_by_token(exact), answering():                         # never across a yield
                 logits = head(last).float()                                                        # (B, V)
             if sampling.repetition_penalty != 1.0:
                 logits = penalize(logits, seen, sampling.repetition_penalty)
@@ -107,6 +107,13 @@ def steps(
                 last = model.hidden(chosen[:, None], cache=cache)[:, -1]                           # (B, C)
     finally:
         model.train(was_training)
+
+
+def head_for(model: Transformer | EncoderDecoder, new: int, exact: bool) -> Callable[[Tensor], Tensor]:
+    """The model's head, to be read `new` times: many times, from a copy of its weight in another order; in int8 as the linears are, if those are and may round (token_by_token)."""
+    with without_gradients():
+        in_int8 = not exact and any(isinstance(module, Linear8bit) for module in model.modules())
+        return model.head if new < LONG else in_int8 and rounded(model.head) or packed(model.head)
 
 
 def _read(model, prompts: Sequence[Sequence[int]], sets: Sequence[str | None] | None, new: int) -> tuple[KVCache, Tensor]:
@@ -156,7 +163,7 @@ def generate_ids(
     eos_ids: one or several end tokens, () for none, None for the config's. seed: an int, or one per prompt (see row_seeds).
     finish(row, token) is told of each new token; True ends the row. batch_size bounds the rows that run together, of similar
     length. sets: the adapter set that answers each prompt (None: the base). supports: an empty list for each prompt, see `steps`. exact: int8 linears
-    read what they read elsewhere, not bfloat16 (quant/linear.py): slower, and what a policy is scored by.
+    read what they read elsewhere, rounded no further (quant/whole_numbers.py): slower, and what a policy is scored by.
     Raises InputError for an empty prompt or a token id outside the vocabulary."""
     seeds, ends = _check(model, prompts, max_new_tokens, seed, eos_ids)
     if sets is not None and len(sets) != len(prompts):

@@ -8,12 +8,14 @@ import sys
 import pytest
 import torch
 
-from minift import peft
+from minift import peft, quant
 from minift.errors import InputError
-from minift.generate import LONG, Answer, generate, generate_ids, position_limit, stream
+from minift.generate import LONG, Answer, generate, generate_ids, head_for, position_limit, stream
 from minift.models.cache import KVCache
 from minift.models.config import ModelConfig, RopeScaling
 from minift.models.transformer import Transformer
+from minift.quant import whole_numbers
+from minift.quant.linear import Linear8bit, rounding
 from minift.quant.model import quantize_model
 from minift.sampling import Sampling, adjust, choose, keep_min_p, keep_top_k, keep_top_p, penalize, row_seeds
 
@@ -117,6 +119,31 @@ def test_in_int8_too_a_row_is_what_it_is_alone_however_many_write_beside_it(tmp_
     prompts = [[256, *range(5, 6 + i % 7), 3 * i] for i in range(20)]
     ends = {generate_ids(model, [prompt], max_new_tokens=3)[0][-1] for prompt in prompts[:6]}           # so that rows leave, at several times
     assert generate_ids(model, prompts, max_new_tokens=24, eos_ids=tuple(ends)) == [generate_ids(model, [prompt], max_new_tokens=24, eos_ids=tuple(ends))[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_prompts_are_read_in_whole_numbers_too_where_those_are_fast_but_not_exactly(monkeypatch, exact):
+    model, seen = opinionated(dataclasses.replace(LLAMA, hidden_size=32, heads=8, mlp_size=48)), []
+    quantize_model(model, "int8")
+    monkeypatch.setattr(whole_numbers, "way", lambda q, prompt: lambda x, q: seen.append((prompt, len(x))) or x @ quant.dequantize(q).T)
+    generate_ids(model, [[5, 6, 7], [8, 9]], max_new_tokens=2, exact=exact)
+    assert set(seen) == (set() if exact else {(True, 6), (False, 2)})
+
+
+def test_the_head_is_in_int8_where_the_linears_are_and_much_is_written_and_not_exactly():
+    model = opinionated(dataclasses.replace(LLAMA, hidden_size=32, heads=8, mlp_size=48, vocab_size=260))
+    assert not isinstance(head_for(model, LONG, False), Linear8bit)
+    quantize_model(model, "int8")
+    head = head_for(model, LONG, False)
+    assert isinstance(head, Linear8bit) and (head.weight - model.head.weight).abs().max() < model.head.weight.abs().max() / 250
+    assert head_for(model, LONG - 1, False) is model.head and not isinstance(head_for(model, LONG, True), Linear8bit)
+    said = []
+    head.register_forward_hook(lambda _, given, y: said.append((rounding(), y)))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(generate_ids.__globals__, "head_for", lambda *_: head)
+        generate_ids(model, [[5, 6]], max_new_tokens=2)
+        generate_ids(model, [[5, 6]], max_new_tokens=1, exact=True)
+    assert [each for each, _ in said] == ["token", "token", None]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

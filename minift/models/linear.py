@@ -96,9 +96,11 @@ def gradients_by_formula(formula: Callable[..., Tensor], inputs: Sequence[Tensor
 
 def linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
     """x WT + b, (..., K) -> (..., N): F.linear, faster."""
+    if is_large(x, W):
+        return Product.apply(x, W, b)
     if asks_no_gradient() and _plain(x, W):
         return _onednn_linear(x, W, b, "none", [], "")                                # without an activation behind it
-    return Product.apply(x, W, b) if is_large(x, W) else F.linear(x, W, b)
+    return F.linear(x, W, b)
 
 
 def packed(layer: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -4,11 +4,11 @@
 
 127 a may be beyond float32, so W is q (a / 256) (256 / 127): the same bits, unless a / 256 is below float32's normal range.
 8 + 32 / K bits per weight. One large number makes its whole row coarse: that is why LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339) keeps
-outlying columns of the activations apart; here the activations are not rounded at all, but in one place: token by token on a CPU, a linear reads and
-writes them in bfloat16 (linear.py). Exact halves go to the even number.
+outlying columns of the activations apart; here the activations are not rounded at all, but in one place: where a text is written on a CPU
+(whole_numbers.py). Exact halves go to the even number.
 Files are as bitsandbytes writes them (weight, SCB), and its quantization of a matrix is this to the bit; but its linears round their weights
 to float16 before, so a file has the same bytes only where float16 holds the weights.
-Left out: int8 activations. Proved in tests/quant/test_int8.py and tests/parity/test_bitsandbytes.py."""
+Proved in tests/quant/test_int8.py and tests/parity/test_bitsandbytes.py."""
 
 import functools
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from minift.models.linear import FEW_ROWS
 from minift.quant import lookup
 
 SMALLEST = 1e-36
@@ -38,10 +39,19 @@ class Int8:
     scheme: ClassVar[str] = "int8"
     bits: ClassVar[int] = 8
 
+    def __getstate__(self) -> dict:
+        """Copies make the properties below again: oneDNN's order is no memory that could be copied."""
+        return {name: value for name, value in vars(self).items() if name != "ordered"}
+
     @functools.cached_property
     def scale(self) -> Tensor:
         """(N,) float32: what a whole number stands for."""
         return self.absmax / 127
+
+    @functools.cached_property
+    def ordered(self) -> Tensor:
+        """packed in the order in which oneDNN multiplies whole numbers by a few rows: a copy of the same size."""
+        return torch.ops.onednn.qlinear_prepack(self.packed, [FEW_ROWS, self.packed.shape[1]])
 
     @functools.cached_property
     def in_whole_steps(self) -> bool:

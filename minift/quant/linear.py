@@ -12,14 +12,11 @@ nn.Linear refuses another dtype than its weight's, W is made in that of x.
     to 256        pieces of W in x's dtype                       gemm_4bit
     more          W as a whole, in x's dtype                     W as a whole
 
-int8 inside `token_by_token` on a CPU: x in bfloat16 times the whole numbers as they are, summed in float32, rounded to bfloat16, times the scales. However many rows there
-are: what a row becomes does not depend on the others.
+int8 inside `token_by_token` on a CPU: the whole numbers as they are, and x is rounded, too (whole_numbers.py), however many rows there are.
 Left out: gradients of gradients. Proved in tests/quant/test_linear.py; timed in docs/quant_cpu.md."""
 
 import contextlib
 import dataclasses
-import functools
-import platform
 import threading
 from collections.abc import Callable, Iterator
 
@@ -27,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from minift.errors import InputError
-from minift.models.linear import asks_no_gradient, linear
+from minift.models.linear import Linear, asks_no_gradient, linear, listened_to
 from minift.models.linear import rows as rows_of
+from minift.quant import whole_numbers
 from minift.quant.blocks import FourBit, for_kernels, on_gpu
 from minift.quant.int8 import Int8
 from minift.quant.lookup import on_cpu
@@ -39,26 +37,25 @@ from minift_kernels.codes import four_bit_map
 
 FEW = 256
 """Rows of x up to which W is never made as a whole."""
-FAST_INT8 = torch.backends.cpu.get_cpu_capability() in ("AVX512", "AVX2") or platform.machine() in ("aarch64", "arm64")
-"""Has PyTorch a kernel for int8 here, and not just a loop?"""
 ALONE = 16
 """Rows of x up to which one thread multiplies."""
 _local = threading.local()
 
 
 @contextlib.contextmanager
-def token_by_token(exact: bool = False) -> Iterator[None]:
-    """Inside the block each row of x is the next token of some text, and int8 may round it, in this thread. exact: nothing changes."""
-    before, _local.rounding = getattr(_local, "rounding", False), not exact
+def token_by_token(exact: bool = False, prompt: bool = False) -> Iterator[None]:
+    """Inside the block each row of x is the next token of some text, and int8 may round it, in this thread. exact: nothing changes. prompt: rows are tokens of
+    what a text is written behind, which are many."""
+    before, _local.rounding = getattr(_local, "rounding", None), None if exact else "prompt" if prompt else "token"
     try:
         yield
     finally:
         _local.rounding = before
 
 
-def rounding() -> bool:
-    """Are we inside `token_by_token`, where nobody asks for a gradient?"""
-    return asks_no_gradient() and getattr(_local, "rounding", False)
+def rounding() -> str | None:
+    """"token" or "prompt" inside `token_by_token`, where nobody asks for a gradient."""
+    return getattr(_local, "rounding", None) if asks_no_gradient() else None
 
 
 class QuantizedLinear(nn.Linear):
@@ -123,6 +120,14 @@ class Linear8bit(QuantizedLinear):
     """int8."""
 
 
+def rounded(layer: nn.Module) -> nn.Module | None:
+    """A float32 Linear in int8, to be read inside `token_by_token`, if that is faster there; None for any other, and for one that somebody listens to (hooks)."""
+    if type(layer) is not Linear or layer.weight.dtype != torch.float32 or not on_cpu(layer.weight) or listened_to(layer):
+        return None
+    made = QuantizedLinear.of(layer, "int8")
+    return made if whole_numbers.way(made.q, prompt=False) else None
+
+
 def wrap(q: Quantized, bias: Tensor | None = None) -> QuantizedLinear:
     """The linear of a quantized weight."""
     return (Linear8bit if q.bits == 8 else Linear4bit)(q, bias)
@@ -151,8 +156,9 @@ def product(x: Tensor, q: Quantized) -> Tensor:
 
 def quick(x: Tensor, q: Quantized) -> Callable[[Tensor, Quantized], Tensor] | None:
     """A way to x WT that never holds W as a whole, if there is one for so few rows, or for the next token of each text."""
-    if rounding() and x.dtype == q.dtype == torch.float32 and on_cpu(x) and isinstance(q, Int8) and q.in_whole_steps and FAST_INT8:
-        return by_whole_numbers
+    if (written := rounding()) and x.dtype == q.dtype == torch.float32 and on_cpu(x) and isinstance(q, Int8):
+        if way := whole_numbers.way(q, prompt=written == "prompt"):
+            return way
     if len(x) > FEW:
         return None
     if on_gpu(x):
@@ -181,17 +187,6 @@ def by_pieces(x: Tensor, q: Quantized) -> Tensor:                               
                 y[:, n : n + len(W)] = wide @ W.T
             n += len(W)
     return y.to(x.dtype)
-
-
-def by_whole_numbers(x: Tensor, q: Int8) -> Tensor:                                   # (M, K) -> (M, N)
-    """A quarter of the bytes of W is read, and where a text is written nothing else is waited for."""
-    return torch._weight_int8pack_mm(x.bfloat16().contiguous(), q.packed, ones(q.shape[0])) * q.scale
-
-
-@functools.cache
-def ones(n: int) -> Tensor:
-    """The kernel would like its scales in bfloat16, which is too short for them."""
-    return torch.ones(n, dtype=torch.bfloat16, device="cpu")
 
 
 def by_kernel(x: Tensor, q: FourBit) -> Tensor:                                       # (M, K) -> (M, N)

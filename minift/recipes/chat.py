@@ -9,6 +9,7 @@ from minift.data.examples import ask, prompt_ids
 from minift.data.sources import Message, Row
 from minift.generate import stream
 from minift.recipes.loading import ModelChoice, SamplingChoice, use_template
+from minift.train import memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class Config(ModelChoice, SamplingChoice):
 
 def run(config: Config) -> None:
     model, tokenizer = config.load()
+    memory.keep()
     use_template(tokenizer, [ask("")], config.template)
     opening: list[Message] = [{"role": "system", "content": config.system}] if config.system else []
     messages = list(opening)

@@ -9,6 +9,7 @@ from pathlib import Path
 from minift.errors import InputError
 from minift.generate import generate, stream
 from minift.recipes.loading import ModelChoice, SamplingChoice
+from minift.train import memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ def run(config: Config) -> None:
     if not prompts:
         raise InputError("no prompt: give --prompt TEXT (several may follow) or --file FILE")
     model, tokenizer = config.load(pairs=True)
+    memory.keep()                                                               # every prompt and step asks for the same pieces again
     between = "\n" if model.config.decoder_layers else ""
     if len(prompts) == 1:
         print(prompts[0], end=between, flush=True)

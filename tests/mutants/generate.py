@@ -83,4 +83,16 @@ MUTANTS = [
         name="rouge_reports_recall", file="minift/evaluate/generation.py", test=ROUGE,
         old="return 2 * precision * recall / (precision + recall)", new="return recall",
     ),
+    Mutant(
+        name="int8_head_rounded_where_it_is_to_be_exact", file="minift/generate.py", test=GENERATE,
+        old="in_int8 = not exact and any(", new="in_int8 = any(",
+    ),
+    Mutant(
+        name="int8_prompt_read_as_if_nothing_were_to_be_exact", file="minift/generate.py", test=GENERATE,
+        old="token_by_token(exact, prompt=True)", new="token_by_token(False, prompt=True)",
+    ),
+    Mutant(
+        name="int8_head_reads_without_rounding", file="minift/generate.py", test=GENERATE,
+        old="with without_gradients(), token_by_token(exact), answering():                               ", new="with without_gradients(), answering(): ",
+    ),
 ]

@@ -4,7 +4,7 @@ from tests.mutants.mutant import Mutant
 
 BLOCKS, LOOKUP, NESTED = "minift/quant/blocks.py", "minift/quant/lookup.py", "minift/quant/nested.py"
 INT8, INT4, TENSOR, LINEAR = "minift/quant/int8.py", "minift/quant/int4.py", "minift/quant/tensor.py", "minift/quant/linear.py"
-STATE = "minift/quant/state.py"
+STATE, WHOLE = "minift/quant/state.py", "minift/quant/whole_numbers.py"
 
 
 def mutant(name: str, file: str, old: str, new: str, test: str) -> Mutant:
@@ -34,11 +34,20 @@ MUTANTS = [
     mutant("int4_sixteen_steps", INT4, "((high - low) / 15)", "((high - low) / 16)", "int4"),
     mutant("int4_short_group_takes_the_first_scale", INT4, ".sub_(z[:, -1:]).mul_(s[:, -1:])", ".sub_(z[:, :1]).mul_(s[:, :1])", "int4"),
     mutant("quant_infinity_let_in", TENSOR, "if not torch.isfinite(weight.detach().sum())", "if weight.detach().sum().isnan()", "tensor"),
-    mutant("int8_whole_numbers_scaled_in_bfloat16", LINEAR, "ones(q.shape[0])) * q.scale", "ones(q.shape[0])) * (q.scale * 257 / 256).bfloat16()", "linear"),
-    mutant("int8_a_few_rows_rounded_and_many_not", LINEAR, "q.in_whole_steps and FAST_INT8", "q.in_whole_steps and FAST_INT8 and len(x) <= ALONE", "linear"),
+    mutant("int8_whole_numbers_scaled_in_bfloat16", WHOLE, "ones(q.shape[0])) * q.scale", "ones(q.shape[0])) * (q.scale * 257 / 256).bfloat16()", "linear"),
+    mutant("int8_a_few_rows_rounded_and_many_not", LINEAR, "isinstance(q, Int8):", "isinstance(q, Int8) and len(x) <= ALONE:", "linear"),
+    mutant("int8_x_cut_off_instead_of_rounded", WHOLE, "(x / s).round_()", "(x / s)", "whole_numbers"),
+    mutant("int8_one_scale_for_all_rows_of_x", WHOLE, "top = x.abs().amax(1, keepdim=True)", "top = x.abs().amax().expand(len(x), 1)", "whole_numbers"),
+    mutant("int8_128_of_255_left_in_the_sum", WHOLE, "1.0, 128, q.ordered", "1.0, 127, q.ordered", "whole_numbers"),
+    mutant("int8_outlying_rows_rounded_like_others", WHOLE, "if outlying.any():", "if False:", "whole_numbers"),
+    mutant("int8_outlying_by_the_mean_square_of_one", WHOLE, "OUTLYING / x.shape[1] ** 0.5", "OUTLYING", "whole_numbers"),
+    mutant("int8_one_outlier_keeps_every_row_in_16_bits", WHOLE, "y[outlying] = by_one(x[outlying], q)", "y[:] = by_one(x, q)", "whole_numbers"),
+    mutant("int8_a_prompt_read_by_a_kernel_for_few_rows", WHOLE, "if FAST and not prompt else", "if FAST else", "whole_numbers"),
+    mutant("int8_order_kept_when_copied", INT8, 'if name != "ordered"', "", "whole_numbers"),
+    mutant("int8_head_rounded_though_listened_to", LINEAR, "or not on_cpu(layer.weight) or listened_to(layer)", "or not on_cpu(layer.weight)", "whole_numbers"),
     mutant("int8_all_threads_round_at_once", LINEAR, "_local = threading.local()", "_local = contextlib.nullcontext()", "linear"),
     mutant("int8_an_exact_block_ends_the_one_around_it", LINEAR, 'before, _local.rounding = getattr(_local, "rounding", False), not exact', "before, _local.rounding = rounding(), not exact", "linear"),
-    mutant("int8_rounds_what_it_reads_in_training", LINEAR, "if rounding() and", "if", "linear"),
+    mutant("int8_rounds_what_it_reads_in_training", LINEAR, "if (written := rounding()) and", "if (written := getattr(_local, 'rounding', None)) and", "linear"),
     mutant("frozen_backward_without_transpose", LINEAR, "weight_for(dy, ctx.q).T), None", "weight_for(dy, ctx.q)), None", "linear"),
     mutant("frozen_keeps_its_weight", LINEAR, "ctx.q = q\n        return product(x, q)", "ctx.q, W = q, weight_for(x, q)\n        ctx.save_for_backward(W)\n"
            "        return linear(x, W)", "linear"),

@@ -14,6 +14,7 @@ from minift.data.examples import ask, build, prompt_ids
 from minift.data.sources import Row
 from minift.evaluate.perplexity import text_bits_per_byte
 from minift.recipes.loading import ModelChoice, SamplingChoice, use_template
+from minift.train import memory
 from tests.conftest import random_model
 
 PROMPTS = ["The object is", "A name", "return"]
@@ -87,6 +88,13 @@ def test_one_prompt_is_streamed_behind_itself(minift, small_model):
     model, tokenizer = load(small_model)
     status, said, _ = minift("generate", "--model", small_model, "--prompt", PROMPTS[0], "--max-new-tokens", 9)
     assert status == 0 and said == PROMPTS[0] + generate(model, tokenizer, PROMPTS[:1], 9)[0] + "\n"
+
+
+def test_what_a_prompt_freed_is_kept_for_the_next(minift, small_model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(memory, "keep", lambda: asked.append(1))
+    minift("generate", "--model", small_model, "--prompt", "ab", "--max-new-tokens", 2)
+    assert asked
 
 
 def test_several_prompts_come_one_after_the_other_from_options_and_a_file(minift, small_model, tmp_path):
