@@ -1,12 +1,13 @@
 """Where a step's time goes on each side of benchmarks/training.py: PyTorch's profiler over three steps of minift, HF Trainer, trl and torchtune.
 
     python -m benchmarks.training_profile [--case full lora ...] [--precision fp32 bf16] [--sides ...]
+    python -m benchmarks.training_profile --memory    not the time of a step but its memory (training_memory.py)
     python -m benchmarks.training_profile --quick     tiny models, to see that it runs; nothing is stored
     python -m benchmarks.training_profile --report    only the page and the picture, from the stored numbers
 
 Each side is a process of its own, one after another: the first two steps are not profiled, the next three are. An operation's own time counts for one kind (KINDS); what the
 profiler saw no operation in (Python, the allocator, waiting) is "between". Profiling itself takes time, so the sums say what a step is made of; how fast one is,
-docs/training_speed.md says. Of `real`, ms are of 1,000 real tokens. Writes benchmarks/results/training_profile.json and docs/training_profile.md with its picture.
+docs/training_speed.md says. Of `real`, ms are of 1,000 real tokens, and trl is shown as it comes and sorted by length, its fastest way. Writes benchmarks/results/training_profile.json and docs/training_profile.md with its picture.
 Proved in tests/benchmarks/test_training_profile.py."""
 
 import argparse
@@ -18,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks import training_memory
 from benchmarks.harness import DOCS, run_side
 from benchmarks.measure import RESULTS, machine
 from benchmarks.training import LIBRARIES, OURS, TRAINER, TRL
@@ -36,7 +38,9 @@ KINDS = {
 """Kind -> what the names of its operations look like; the first that fits counts. Everything else that has a name is "other"."""
 PARTS = (*KINDS, "other", "between")
 WARM, STEPS = 2, 3
-SIDES = (OURS, TRAINER, TRL, "torchtune")
+SORTED = "trl, by length"
+SIDES = (OURS, TRAINER, TRL, SORTED, "torchtune")
+TARGETS = LIBRARIES | {SORTED: SIDES_OF["real"][SORTED]}
 
 
 def kind_of(name: str) -> str:
@@ -78,22 +82,22 @@ def parts(operations: Mapping[str, float], wall: float, work: float) -> dict[str
     return {part: round(ms / work, 2) for part, ms in found.items()} | {"step": round(wall / work, 2)}
 
 
-def side(pipe, log: Path, target: str, *arguments) -> None:
+def side(pipe, gate: type, log: Path, target: str, *arguments) -> None:
     print_into(log)
     try:
-        run_side("training", Traced(pipe), target, *arguments)
+        run_side("training", gate(pipe), target, *arguments)
     except Absent as absent:
         pipe.send({"absent": str(absent)})
 
 
 def target_of(name: str, case: str) -> str:
-    return "ours.packed" if CASES[case].real and name == OURS else LIBRARIES[name]
+    return "ours.packed" if CASES[case].real and name == OURS else TARGETS[name]
 
 
-def traced(spawn, log: Path, name: str, folder: Path, sizes: Sizes, case: str, precision: str) -> dict:
-    """Of one side. RuntimeError if it fails."""
+def traced(spawn, log: Path, name: str, folder: Path, sizes: Sizes, case: str, precision: str, gate: type = Traced) -> dict:
+    """Of one side, what its gate sends. RuntimeError if it fails."""
     here, there = spawn.Pipe()
-    process = spawn.Process(target=side, args=(there, log, target_of(name, case), folder, sizes, case, precision))
+    process = spawn.Process(target=side, args=(there, gate, log, target_of(name, case), folder, sizes, case, precision))
     process.start()
     there.close()
     try:
@@ -127,7 +131,7 @@ def draw(picture: Path, rows: Mapping[str, dict], on: str) -> None:
     from minift.recipes.report import pyplot
 
     plt = pyplot()
-    bars = [(f"{key} {name}", found, row["sides"][OURS]["step"]) for key, row in rows.items() for name, found in row["sides"].items() if "step" in found and name != TRL]
+    bars = [(f"{key} {name}", found, row["sides"][OURS]["step"]) for key, row in rows.items() for name, found in row["sides"].items() if "step" in found and name not in (TRL, SORTED)]
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.24 * len(bars)), layout="constrained")
     left = [0.0] * len(bars)
     for part in PARTS:
@@ -155,13 +159,15 @@ def main(given: Sequence[str] | None = None) -> None:
     options.add_argument("--case", nargs="+", choices=[c for c in CASES if c not in ("defaults", "start")], default=["full", "lora", "full-110m", "lora-110m", "full-v4096", "lora-v4096", "real"])
     options.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     options.add_argument("--sides", nargs="+", choices=SIDES[1:], default=list(SIDES[1:]), help="beside minift")
+    options.add_argument("--memory", action="store_true", help="not the time of a step but its memory, without torchtune")
     options.add_argument("--quick", action="store_true", help="tiny models; nothing is stored unless --json names a file")
     options.add_argument("--json", type=Path, help="where the numbers are kept")
-    options.add_argument("--markdown", type=Path, default=DOCS / "training_profile.md", help="the page with the table")
+    options.add_argument("--markdown", type=Path, help="the page with the table")
     options.add_argument("--log", type=Path, default=Path(tempfile.gettempdir()) / "training_profile.log", help="what the sides' libraries print is added to it")
     options.add_argument("--report", action="store_true", help="only the page, from the stored numbers")
     chosen = options.parse_args(given)
-    stored = chosen.json or (None if chosen.quick else RESULTS / "training_profile.json")
+    gate, name, to_lines, to_page = (training_memory.Weighed, "training_memory", training_memory.lines, training_memory.write_page) if chosen.memory else (Traced, "training_profile", lines, write_page)
+    stored, page = chosen.json or (None if chosen.quick else RESULTS / f"{name}.json"), chosen.markdown or DOCS / f"{name}.md"
     os.environ.update(QUIET)
     on, spawn, sizes = machine(), multiprocessing.get_context("spawn"), QUICK if chosen.quick else FULL
     with tempfile.TemporaryDirectory() as temporary:
@@ -171,14 +177,20 @@ def main(given: Sequence[str] | None = None) -> None:
             writer.start()
             writer.join()
         for case, precision in [] if chosen.report else [(c, p) for c in chosen.case for p in chosen.precision]:
-            names = [OURS, *(name for name in chosen.sides if name != "torchtune" or name in SIDES_OF.get(case, LIBRARIES))]
-            found = {name: traced(spawn, chosen.log, name, folder, sizes, case, precision) for name in names}
-            row = {"sides": found}
-            print("\n".join(lines({f"{case} {precision}": row})[2:]), flush=True)
+            names = [OURS, *(side for side in chosen.sides if shown(side, case, chosen.memory))]
+            row = {"sides": {name: traced(spawn, chosen.log, name, folder, sizes, case, precision, gate) for name in names}}
+            print("\n".join(to_lines({f"{case} {precision}": row})[2:]), flush=True)
             if stored is not None:
                 add(stored, {"rows": {f"{case} {precision}": row}}, ("transformers", "peft", "trl"), on)
     if stored is not None and stored.exists():
-        write_page(chosen.markdown, read(stored))
+        to_page(page, read(stored))
+
+
+def shown(side: str, case: str, memory: bool) -> bool:
+    """Is there such a side of this work, and is it looked at?"""
+    if side == SORTED:
+        return CASES[case].real
+    return side != "torchtune" or (not memory and side in SIDES_OF.get(case, LIBRARIES))
 
 
 if __name__ == "__main__":
