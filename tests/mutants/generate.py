@@ -93,6 +93,6 @@ MUTANTS = [
     ),
     Mutant(
         name="int8_head_reads_without_rounding", file="minift/generate.py", test=GENERATE,
-        old="with without_gradients(), token_by_token(exact), answering():                               ", new="with without_gradients(), answering(): ",
+        old="token_by_token(exact), answering():                         # never", new="answering():                         # never",
     ),
 ]

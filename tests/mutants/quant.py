@@ -46,7 +46,7 @@ MUTANTS = [
     mutant("int8_order_kept_when_copied", INT8, 'if name != "ordered"', "", "whole_numbers"),
     mutant("int8_head_rounded_though_listened_to", LINEAR, "or not on_cpu(layer.weight) or listened_to(layer)", "or not on_cpu(layer.weight)", "whole_numbers"),
     mutant("int8_all_threads_round_at_once", LINEAR, "_local = threading.local()", "_local = contextlib.nullcontext()", "linear"),
-    mutant("int8_an_exact_block_ends_the_one_around_it", LINEAR, 'before, _local.rounding = getattr(_local, "rounding", False), not exact', "before, _local.rounding = rounding(), not exact", "linear"),
+    mutant("int8_an_exact_block_ends_the_one_around_it", LINEAR, 'before, _local.rounding = getattr(_local, "rounding", None), None if', "before, _local.rounding = rounding(), None if", "linear"),
     mutant("int8_rounds_what_it_reads_in_training", LINEAR, "if (written := rounding()) and", "if (written := getattr(_local, 'rounding', None)) and", "linear"),
     mutant("frozen_backward_without_transpose", LINEAR, "weight_for(dy, ctx.q).T), None", "weight_for(dy, ctx.q)), None", "linear"),
     mutant("frozen_keeps_its_weight", LINEAR, "ctx.q = q\n        return product(x, q)", "ctx.q, W = q, weight_for(x, q)\n        ctx.save_for_backward(W)\n"
