@@ -1,11 +1,11 @@
-"""Where a step's time goes on each side of benchmarks/training.py: PyTorch's profiler over three steps of minift, HF Trainer, trl and torchtune.
+"""Where a step's time goes on each side of benchmarks/training.py: PyTorch's profiler over some steps of minift, HF Trainer, trl and torchtune.
 
     python -m benchmarks.training_profile [--case full lora ...] [--precision fp32 bf16] [--sides ...]
     python -m benchmarks.training_profile --memory    not the time of a step but its memory (training_memory.py)
     python -m benchmarks.training_profile --quick     tiny models, to see that it runs; nothing is stored
     python -m benchmarks.training_profile --report    only the page and the picture, from the stored numbers
 
-Each side is a process of its own, one after another: the first two steps are not profiled, the next three are. An operation's own time counts for one kind (KINDS); what the
+Each side is a process of its own, one after another: the first two steps are not profiled, the next three are (of `real` fifty). An operation's own time counts for one kind (KINDS); what the
 profiler saw no operation in (Python, the allocator, waiting) is "between". Profiling itself takes time, so the sums say what a step is made of; how fast one is,
 docs/training_speed.md says. Of `real`, ms are of 1,000 real tokens, and trl is shown as it comes and sorted by length, its fastest way. Writes benchmarks/results/training_profile.json and docs/training_profile.md with its picture.
 Proved in tests/benchmarks/test_training_profile.py."""
@@ -16,8 +16,10 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks import training_memory
 from benchmarks.harness import DOCS, run_side
@@ -37,7 +39,8 @@ KINDS = {
 }
 """Kind -> what the names of its operations look like; the first that fits counts. Everything else that has a name is "other"."""
 PARTS = (*KINDS, "other", "between")
-WARM, STEPS = 2, 3
+WARM, STEPS, REAL_STEPS = 2, 3, 50
+"""Steps before, and of the profile; of `real`, where 50 are what trl sorts by length at a time."""
 SORTED = "trl, by length"
 SIDES = (OURS, TRAINER, TRL, SORTED, "torchtune")
 TARGETS = LIBRARIES | {SORTED: SIDES_OF["real"][SORTED]}
@@ -50,8 +53,8 @@ def kind_of(name: str) -> str:
 class Traced:
     """A gate that profiles the steps behind the first ones, and then ends the side."""
 
-    def __init__(self, pipe):
-        self.pipe, self.steps, self.work = pipe, 0, 0.0
+    def __init__(self, pipe, steps: int = STEPS):
+        self.pipe, self.last, self.steps, self.work = pipe, WARM + steps, 0, 0.0
 
     def open(self) -> None:
         pass
@@ -66,7 +69,7 @@ class Traced:
             self.profile = profile(activities=[ProfilerActivity.CPU])
             self.profile.__enter__()
             self.start = time.perf_counter()
-        if self.steps == WARM + STEPS:
+        if self.steps == self.last:
             wall = time.perf_counter() - self.start
             self.profile.__exit__(None, None, None)
             self.pipe.send(parts({event.key: event.self_cpu_time_total / 1000 for event in self.profile.key_averages()}, 1000 * wall, self.work))
@@ -82,7 +85,7 @@ def parts(operations: Mapping[str, float], wall: float, work: float) -> dict[str
     return {part: round(ms / work, 2) for part, ms in found.items()} | {"step": round(wall / work, 2)}
 
 
-def side(pipe, gate: type, log: Path, target: str, *arguments) -> None:
+def side(pipe, gate: Callable[[Any], Any], log: Path, target: str, *arguments) -> None:
     print_into(log)
     try:
         run_side("training", gate(pipe), target, *arguments)
@@ -94,8 +97,9 @@ def target_of(name: str, case: str) -> str:
     return "ours.packed" if CASES[case].real and name == OURS else TARGETS[name]
 
 
-def traced(spawn, log: Path, name: str, folder: Path, sizes: Sizes, case: str, precision: str, gate: type = Traced) -> dict:
+def traced(spawn, log: Path, name: str, folder: Path, sizes: Sizes, case: str, precision: str, gate: Callable[[Any], Any] | None = None) -> dict:
     """Of one side, what its gate sends. RuntimeError if it fails."""
+    gate = gate or partial(Traced, steps=REAL_STEPS if CASES[case].real and sizes == FULL else STEPS)
     here, there = spawn.Pipe()
     process = spawn.Process(target=side, args=(there, gate, log, target_of(name, case), folder, sizes, case, precision))
     process.start()
@@ -166,7 +170,7 @@ def main(given: Sequence[str] | None = None) -> None:
     options.add_argument("--log", type=Path, default=Path(tempfile.gettempdir()) / "training_profile.log", help="what the sides' libraries print is added to it")
     options.add_argument("--report", action="store_true", help="only the page, from the stored numbers")
     chosen = options.parse_args(given)
-    gate, name, to_lines, to_page = (training_memory.Weighed, "training_memory", training_memory.lines, training_memory.write_page) if chosen.memory else (Traced, "training_profile", lines, write_page)
+    gate, name, to_lines, to_page = (training_memory.Weighed, "training_memory", training_memory.lines, training_memory.write_page) if chosen.memory else (None, "training_profile", lines, write_page)
     stored, page = chosen.json or (None if chosen.quick else RESULTS / f"{name}.json"), chosen.markdown or DOCS / f"{name}.md"
     os.environ.update(QUIET)
     on, spawn, sizes = machine(), multiprocessing.get_context("spawn"), QUICK if chosen.quick else FULL
