@@ -2,9 +2,10 @@
 
     peak = libraries + weights + optimizer + step + rest         MiB
 
-peak is the largest resident set of four steps. libraries is the resident set when the model was loaded, less the weights; weights and optimizer are the tensors alive then and between two steps; step is what PyTorch's profiler saw
-allocated above that at once in the next two steps (gradients, activations, logits), and rest what the peak of the resident set is more than all of this: holes between allocations, scratch
-memory of kernels that PyTorch does not know of, what loading left. Proved in tests/benchmarks/test_training_memory.py."""
+peak is the largest resident set of four steps. libraries is the resident set when the model was loaded and its weights read once, less the weights (transformers maps them from their file, which
+makes them resident when they are read); weights and optimizer are the tensors alive then and between two steps, step is what PyTorch's profiler saw allocated above that at once in the next two
+steps (gradients, activations, logits), and rest what the peak is more than all of this: holes between allocations, scratch memory of kernels that PyTorch does not know of.
+Gradients are let go of before the profiler begins, since it does not see the end of what it did not see begin. Proved in tests/benchmarks/test_training_memory.py."""
 
 import gc
 import os
@@ -26,7 +27,9 @@ class Weighed:
         self.pipe, self.steps = pipe, 0
 
     def open(self) -> None:
-        self.loaded, self.weights = memory("VmRSS"), sum(alive())
+        for tensor in tensors():
+            tensor.detach().flatten()[::512].sum()                                # a number of every page
+        self.loaded, self.weights = memory("VmRSS"), alive()
 
     def tick(self, loss: float, work: float = 1.0) -> None:
         from torch.profiler import ProfilerActivity, profile
@@ -34,28 +37,30 @@ class Weighed:
         self.steps += 1
         if self.steps == WARM:
             self.peak = memory("VmHWM")                                          # the profiler needs memory itself
-            self.border, self.gradients = alive()
+            for tensor in tensors():
+                if tensor.is_leaf:
+                    tensor.grad = None
+            self.border = alive()
             self.profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
             self.profile.__enter__()
         if self.steps == WARM + STEPS:
             self.profile.__exit__(None, None, None)
             changes = sorted((event.start_ns(), event.nbytes()) for event in self.profile.profiler.kineto_results.events() if event.name() == "[memory]")
             above = highest(change for _, change in changes)
-            self.pipe.send(parts(self.peak, self.loaded, self.weights, self.border, self.gradients + above))
+            self.pipe.send(parts(self.peak, self.loaded, self.weights, self.border, above))
             os._exit(0)
 
 
-def alive() -> tuple[int, int]:
-    """Bytes of the tensors that Python knows of, each piece of memory once: all but gradients, gradients."""
+def tensors() -> list:
+    """Those that Python knows of."""
     import torch
 
-    pieces, gradients = {}, {}
-    for found in gc.get_objects():
-        if issubclass(type(found), torch.Tensor) and found.layout == torch.strided:              # isinstance would wake other libraries' lazy objects
-            pieces[found.untyped_storage().data_ptr()] = found.untyped_storage().nbytes()
-            if found.is_leaf and found.grad is not None:
-                gradients[found.grad.untyped_storage().data_ptr()] = found.grad.untyped_storage().nbytes()
-    return sum(size for place, size in pieces.items() if place not in gradients), sum(gradients.values())
+    return [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor) and found.layout == torch.strided]      # isinstance would wake other libraries' lazy objects
+
+
+def alive() -> int:
+    """Bytes of all tensors, each piece of memory once."""
+    return sum({found.untyped_storage().data_ptr(): found.untyped_storage().nbytes() for found in tensors()}.values())
 
 
 def highest(changes: Iterable[int]) -> int:

@@ -110,10 +110,10 @@ def steps(
 
 
 def head_for(model: Transformer | EncoderDecoder, new: int, exact: bool) -> Callable[[Tensor], Tensor]:
-    """The model's head, to be read `new` times: many times, from a copy of its weight in another order; in int8 as the linears are, if those are and may round (token_by_token)."""
+    """The model's head, to be read `new` times: in int8 as the linears are, if those are and may round; else, for many times, from a copy of its weight in another order."""
     with without_gradients():
         in_int8 = not exact and any(isinstance(module, Linear8bit) for module in model.modules())
-        return model.head if new < LONG else in_int8 and rounded(model.head) or packed(model.head)
+        return in_int8 and rounded(model.head) or (packed(model.head) if new >= LONG else model.head)
 
 
 def _read(model, prompts: Sequence[Sequence[int]], sets: Sequence[str | None] | None, new: int) -> tuple[KVCache, Tensor]:

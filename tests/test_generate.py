@@ -130,20 +130,22 @@ def test_prompts_are_read_in_whole_numbers_too_where_those_are_fast_but_not_exac
     assert set(seen) == (set() if exact else {(True, 6), (False, 2)})
 
 
-def test_the_head_is_in_int8_where_the_linears_are_and_much_is_written_and_not_exactly():
+def test_the_head_is_in_int8_where_the_linears_are_and_not_where_it_is_to_be_exact(monkeypatch):
+    for name, value in (("FAST", True), ("LARGE", 0), ("exact_sums", lambda: True)):
+        monkeypatch.setattr(whole_numbers, name, value)
     model = opinionated(dataclasses.replace(LLAMA, hidden_size=32, heads=8, mlp_size=48, vocab_size=260))
     assert not isinstance(head_for(model, LONG, False), Linear8bit)
     quantize_model(model, "int8")
     head = head_for(model, LONG, False)
     assert isinstance(head, Linear8bit) and (head.weight - model.head.weight).abs().max() < model.head.weight.abs().max() / 250
-    assert head_for(model, LONG - 1, False) is model.head and not isinstance(head_for(model, LONG, True), Linear8bit)
+    assert head_for(model, 1, False) is head, "a longer answer begins as a shorter one"
+    assert head_for(model, LONG - 1, True) is model.head and not isinstance(head_for(model, LONG, True), Linear8bit)
     said = []
-    head.register_forward_hook(lambda _, given, y: said.append((rounding(), y)))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(generate_ids.__globals__, "head_for", lambda *_: head)
-        generate_ids(model, [[5, 6]], max_new_tokens=2)
-        generate_ids(model, [[5, 6]], max_new_tokens=1, exact=True)
-    assert [each for each, _ in said] == ["token", "token", None]
+    head.register_forward_hook(lambda *_: said.append(rounding()))
+    monkeypatch.setattr(whole_numbers, "way", lambda q, prompt: lambda x, q: x @ quant.dequantize(q).T)
+    generate_ids(model, [[5, 6]], max_new_tokens=2)
+    generate_ids(model, [[5, 6]], max_new_tokens=1, exact=True)
+    assert said == ["token", "token"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -18,6 +18,7 @@ Left out: gradients of gradients. Proved in tests/quant/test_linear.py; timed in
 import contextlib
 import dataclasses
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 
 import torch
@@ -121,11 +122,21 @@ class Linear8bit(QuantizedLinear):
 
 
 def rounded(layer: nn.Module) -> nn.Module | None:
-    """A float32 Linear in int8, to be read inside `token_by_token`, if that is faster there; None for any other, and for one that somebody listens to (hooks)."""
-    if type(layer) is not Linear or layer.weight.dtype != torch.float32 or not on_cpu(layer.weight) or listened_to(layer):
+    """A float32 Linear in int8, to be read inside `token_by_token`, where both its factors are whole numbers (whole_numbers.by_both); made once for the weight as it is, and kept with the
+    layer. None for any other, and for one that somebody listens to (hooks)."""
+    if type(layer) is not Linear or layer.weight.dtype != torch.float32 or not on_cpu(layer.weight) or not whole_numbers.takes(*layer.weight.shape):
         return None
-    made = QuantizedLinear.of(layer, "int8")
-    return made if whole_numbers.way(made.q, prompt=False) else None
+    if listened_to(layer) or layer.weight.is_inference():                             # which has no version
+        return None
+    now = tuple((p.data_ptr(), p._version) for p in layer.parameters())               # a write through .data goes unseen, as in peft/dora.py
+    before, made = _rounded.get(layer, (None, None))
+    if before != now:
+        made = QuantizedLinear.of(layer, "int8")
+        _rounded[layer] = now, made
+    return made
+
+
+_rounded: weakref.WeakKeyDictionary[nn.Module, tuple[tuple, nn.Module]] = weakref.WeakKeyDictionary()
 
 
 def wrap(q: Quantized, bias: Tensor | None = None) -> QuantizedLinear:

@@ -5,10 +5,11 @@
 
 x: (M, K) float32, q: (N, K) int8 and scale: (N,) of an Int8, y: (M, N) float32. by_one turns q into float32 number by number, so that many rows of x are no faster
 than with a float32 W; it only reads less. by_both's sum is of whole numbers, which a CPU with VNNI multiplies and adds four at a time, exactly; that is LLM.int8()'s
-product (Dettmers et al. 2022, arXiv:2208.07339). An i is off by half of s at most, so a row of x loses max |x| / (127 sqrt 12) / rms x of itself: 1 % where
-the largest number is 4.4 times rms x, 7 % where it is 32 times. A row with a still larger one, an outlier as that paper calls it, is multiplied by_one.
+product (Dettmers et al. 2022, arXiv:2208.07339). An i is off by half of s at most and by s / sqrt 12 in the mean square: max |x| / 440, 1 % of the others where the largest number is
+4.4 times their root mean square, 7 % where it is 32 times. A row with a still larger one, an outlier as that paper calls it, is multiplied by_one.
 What becomes of a row does not depend on how many there are.
-Left out: the paper's outlying columns, which it multiplies apart; here it is the row, and as a whole. Proved in tests/quant/test_whole_numbers.py; its cost and speed: docs/generation_speed.md."""
+Left out: the paper's outlying columns, which it multiplies apart (here it is the row, as a whole); several numbers that outweigh the rest only together; letting go of
+`ordered`, which once a text was written holds every large matrix a second time. Proved in tests/quant/test_whole_numbers.py; its cost and speed: docs/generation_speed.md."""
 
 import functools
 import platform
@@ -18,22 +19,37 @@ import torch
 from torch import Tensor
 
 from minift.models.linear import ONEDNN
-from minift.quant.int8 import SMALLEST, Int8
+from minift.quant.int8 import Int8
 
 FAST = torch.backends.cpu.get_cpu_capability() in ("AVX512", "AVX2") or platform.machine() in ("aarch64", "arm64")
 """Has PyTorch a kernel for by_one here, and not just a loop?"""
-VNNI = ONEDNN and torch.cpu._is_vnni_supported()
 LARGE = 2**20
-"""Numbers in q from which on by_both is faster, with one row as with eight: 768 times 2,048. Rounding x takes ten small operations."""
+"""Numbers in q from which on by_both is faster, with one row as with eight: of a model 768 wide the MLP's matrices, not attention's. Rounding x takes ten small operations."""
 OUTLYING = 32
-"""Times a row's root mean square, from which on its largest number keeps the row from being rounded to 8 bits."""
+"""Times the root mean square of a row's other numbers, from which on its largest keeps the row from being rounded to 8 bits."""
+
+
+@functools.cache
+def exact_sums() -> bool:
+    """Has this CPU an instruction for products of whole numbers (VNNI), and does oneDNN use it? What it has for others cuts sums off at 16 bits."""
+    if not ONEDNN or not getattr(torch.cpu, "_is_vnni_supported", lambda: False)():
+        return False
+    with torch.no_grad():
+        q = Int8(torch.full((16, 64), 127, dtype=torch.int8), torch.full((16,), 127.0), (16, 64), torch.float32)
+        i = torch.full((2, 64), 127, dtype=torch.int8)
+        return all((product == 64 * 127 * 127).all() for product in (single(i[:1], q), several(i, q)))
+
+
+def takes(N: int, K: int) -> bool:
+    """Is by_both the way of a matrix of this size?"""
+    return N * K >= LARGE and N % 4 == 0 and K % 16 == 0 and FAST and exact_sums()
 
 
 def way(q: Int8, prompt: bool) -> Callable[[Tensor, Int8], Tensor] | None:
     """by_both, by_one or neither. prompt: of the many rows that a text is written behind, for which by_one is too slow."""
     if not q.in_whole_steps:
         return None
-    if VNNI and FAST and q.packed.numel() >= LARGE:
+    if takes(*q.shape):
         return by_both
     return by_one if FAST and not prompt else None
 
@@ -43,13 +59,14 @@ def by_one(x: Tensor, q: Int8) -> Tensor:                                       
 
 
 def by_both(x: Tensor, q: Int8) -> Tensor:                                            # (M, K) -> (M, N)
+    x = x.contiguous()
     top = x.abs().amax(1, keepdim=True)                                               # (M, 1)
     s = top / 127
     i = (x / s).round_().to(torch.int8)                                               # of a row of zeros it may be anything: s is 0
     y = (single(i, q) if len(x) == 1 else several(i, q)).mul_(s)
-    outlying = (top > OUTLYING / x.shape[1] ** 0.5 * torch.linalg.vector_norm(x, dim=1, keepdim=True)).view(-1)      # (M,)
+    outlying = top > OUTLYING / (x.shape[1] - 1 + OUTLYING**2) ** 0.5 * torch.linalg.vector_norm(x, dim=1, keepdim=True)      # so solved, the norm may hold top
     if outlying.any():
-        y[outlying] = by_one(x[outlying], q)
+        y[outlying[:, 0]] = by_one(x[outlying[:, 0]], q)
     return y
 
 

@@ -33,6 +33,6 @@ MUTANTS = [
     mutant("time_between_operations_lost", "benchmarks/training_profile.py", "max(0.0, wall - sum(found.values()))", "0.0", "training_profile"),
     mutant("a_bound_without_attention", "benchmarks/training_profile.py", '(ours["products"] + ours["attention"])', 'ours["products"]', "training_profile"),
     mutant("memory_at_the_end_for_the_most_of_it", "benchmarks/training_memory.py", "most = max(most, now)", "most = now", "training_memory"),
-    mutant("memory_of_a_view_counted_again", "benchmarks/training_memory.py", "pieces[found.untyped_storage().data_ptr()] =", "pieces[id(found)] =", "training_memory"),
-    mutant("memory_gradients_counted_as_weights", "benchmarks/training_memory.py", "if place not in gradients), sum", "), sum", "training_memory"),
+    mutant("memory_of_a_view_counted_again", "benchmarks/training_memory.py", "{found.untyped_storage().data_ptr(): found", "{id(found): found", "training_memory"),
+    mutant("memory_of_gradients_counted_twice", "benchmarks/training_memory.py", "                    tensor.grad = None\n", "                    pass\n", "training_memory"),
 ]  # fmt: skip
