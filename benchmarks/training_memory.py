@@ -52,10 +52,11 @@ class Weighed:
 
 
 def tensors() -> list:
-    """Those that Python knows of."""
+    """Those that Python knows of and that have memory: a compiler's (torch._subclasses) have none."""
     import torch
 
-    return [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor) and found.layout == torch.strided]      # isinstance would wake other libraries' lazy objects
+    kind = lambda found: issubclass(type(found), torch.Tensor) and not type(found).__module__.startswith("torch._")          # isinstance would wake other libraries' lazy objects
+    return [found for found in gc.get_objects() if kind(found) and found.layout == torch.strided]
 
 
 def alive() -> int:

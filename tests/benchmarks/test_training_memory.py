@@ -4,6 +4,7 @@ import multiprocessing
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from benchmarks.training_case import QUICK
 from benchmarks import training_memory as module
@@ -24,6 +25,10 @@ def test_the_most_that_is_held_on_the_way():
 
 def test_what_is_alive_is_counted_once():
     before = alive()
+    with FakeTensorMode():
+        torch.zeros(10**6, requires_grad=True).sum().backward()
+        a_compilers = torch.zeros(10**6)
+    assert alive() == before and a_compilers.shape
     weight = torch.zeros(1000, requires_grad=True)
     views = weight.detach()[::2], weight.detach()[5:]
     assert alive() == before + 4000 and len(views) == 2
