@@ -52,11 +52,11 @@ class Weighed:
 
 
 def tensors() -> list:
-    """Those that Python knows of and that have memory: a compiler's (torch._subclasses) have none."""
+    """Those that Python knows of and that have memory: a compiler's (torch._subclasses, and what those wrap) have none."""
     import torch
 
     kind = lambda found: issubclass(type(found), torch.Tensor) and not type(found).__module__.startswith("torch._")          # isinstance would wake other libraries' lazy objects
-    return [found for found in gc.get_objects() if kind(found) and found.layout == torch.strided]
+    return [found for found in gc.get_objects() if kind(found) and found.layout == torch.strided and not torch._is_functional_tensor(found)]
 
 
 def alive() -> int:
