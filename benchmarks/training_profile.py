@@ -131,11 +131,11 @@ def lines(rows: Mapping[str, dict]) -> list[str]:
 
 
 def draw(picture: Path, rows: Mapping[str, dict], on: str) -> None:
-    """Stacked bars by part: every side of every row but trl's, whose bars would make the others short."""
+    """Stacked bars by part: every side of every row but trl as it comes, whose bars would make the others short."""
     from minift.recipes.report import pyplot
 
     plt = pyplot()
-    bars = [(f"{key} {name}", found, row["sides"][OURS]["step"]) for key, row in rows.items() for name, found in row["sides"].items() if "step" in found and name not in (TRL, SORTED)]
+    bars = [(f"{key} {name}", found, row["sides"][OURS]["step"]) for key, row in rows.items() for name, found in row["sides"].items() if "step" in found and name != TRL]
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.24 * len(bars)), layout="constrained")
     left = [0.0] * len(bars)
     for part in PARTS:
