@@ -76,7 +76,7 @@ Arithmetic is that of matrix products, attention's whole square among them, two 
 
 {markdown_table(["memory, MB", "predicted from shapes", "measured"], memory)}
 
-Activations are all other tensors alive at once in the forward and backward passes, at their largest; kernels' own scratch memory is not seen.
+The optimizer's are its states, and the averages of --ema. Activations are all other tensors alive at once in the forward and backward passes, at their largest; kernels' own scratch memory is not seen.
 
 The ten operators that took most of the traced step:
 

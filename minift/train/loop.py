@@ -122,7 +122,9 @@ def fit(
             random = random_state(device)
 
     bf16 = chosen(config.precision, device.type) == "bf16"
-    with Log(folder, steps, place.step, config.tensorboard, quiet, unit) as log, laps(config.profile, folder, model, optimizers, place.step, steps, bf16, log.say) as lap:
+    with Log(folder, steps, place.step, config.tensorboard, quiet, unit) as log, laps(
+        config.profile, folder, model, optimizers, averages, place.step, steps, bf16, log.say
+    ) as lap:
         for text in said:
             log.say(text)
         try:

@@ -2,7 +2,7 @@
 
     weights      numbers x bytes of their dtype, buffers included, a tied matrix once
     gradients    the same for what trains
-    optimizer    by its rule for each weight of N x K numbers (optim.py): AdamW 2 N K, Adafactor N + K ... x 4 bytes
+    optimizer    by its rule for each weight of N x K numbers (optim.py): AdamW 2 N K, Adafactor N + K ... x 4 bytes; with --ema its averages, N K more
     activations  everything else that is alive at once in the forward and backward passes, at its largest
 
 A block of a LLaMA keeps for its backward pass, in bytes a token (w: of the stream's dtype, a: of the products', 2 under bf16, s: attention's own)
@@ -54,14 +54,14 @@ def state_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> list[Tensor]:
     return [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
 
 
-def foretold(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, int]:
-    """The first three kinds, bytes; no step need have been taken."""
+def foretold(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], averages: Sequence[Tensor] = ()) -> dict[str, int]:
+    """The first three kinds, bytes; no step need have been taken. averages: of weights, held from the start (ema.py)."""
     held = [*model.parameters(), *model.buffers()]
     trained = [p for p in held if p.requires_grad]
     return {
         "weights": sum(t.numel() * t.itemsize for t in held),
         "gradients": sum(p.numel() * p.itemsize for p in trained),
-        "optimizer": sum(remembered(o, p, group) for o in optimizers for group in o.param_groups for p in group["params"]),
+        "optimizer": sum(remembered(o, p, group) for o in optimizers for group in o.param_groups for p in group["params"]) + size_of(averages),
     }
 
 

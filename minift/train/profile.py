@@ -24,6 +24,7 @@ from torch import nn
 
 from minift.files import write_text
 from minift.models.transformer import Transformer
+from minift.train.ema import Averages
 from minift.train.memory_kinds import Alive, Read, activations, foretold, size_of, state_tensors
 
 PARTS = ("data", "forward", "loss", "backward", "optimizer")
@@ -51,14 +52,14 @@ def chosen(first: int, steps: int) -> Steps | None:
 
 @contextlib.contextmanager
 def laps(
-    wanted: bool, folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], first: int, steps: int, bf16: bool,
-    say: Callable[[str], None],
+    wanted: bool, folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], averages: Averages | None, first: int, steps: int,
+    bf16: bool, say: Callable[[str], None],
 ) -> Iterator[Lap]:  # fmt: skip
     """Yields the function that the loop calls; if no profile is wanted, one that does nothing. Leaves profile.json and trace.json.gz in `folder`."""
     if wanted and (which := chosen(first, steps)) is None:
         say(f"no profile: {steps - first} steps are too few, wanted 3 or more (to time, to count and to trace)")
     elif wanted:
-        profile = Profile(folder, model, optimizers, which, first, bf16)
+        profile = Profile(folder, model, optimizers, averages, which, first, bf16)
         try:
             yield profile.lap
         finally:
@@ -68,10 +69,11 @@ def laps(
 
 
 class Profile:
-    def __init__(self, folder, model, optimizers, steps: Steps, first: int, bf16: bool):
+    def __init__(self, folder, model, optimizers, averages, steps: Steps, first: int, bf16: bool):
         from minift.train import flops                          # here: torch's formulas import triton where there is one, and every run would wait
 
         self.folder, self.model, self.optimizers, self.steps, self.step, self.bf16 = folder, model, optimizers, steps, first, bf16
+        self.averages = list(averages.averages.values()) if averages else []
         self.bodies = [module for module in model.modules() if isinstance(module, Transformer)]
         self.device = next(model.parameters()).device
         weights = next((body.embed.weight for body in self.bodies), next(model.parameters())).dtype
@@ -80,7 +82,7 @@ class Profile:
             "timed": [n + 1 for n in steps.timed], "counted": steps.counted + 1, "traced": steps.traced + 1, "bf16": bf16,
             "dtype": str(dtype).removeprefix("torch."), "checkpointing": getattr(model, "checkpointing", False), "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type, "torch": torch.__version__,
-            "peak": flops.matmul_peak(dtype, self.device), "foretold": foretold(model, optimizers),
+            "peak": flops.matmul_peak(dtype, self.device), "foretold": foretold(model, optimizers, self.averages),
         }  # fmt: skip
         self.new_counter = flops.Counter
         self.seconds, self.tokens = dict.fromkeys(PARTS, 0.0), {"timed": 0, "counted": 0}
@@ -166,7 +168,7 @@ class Profile:
         own = [activations(calls, self.logits, self.bf16, self.found["checkpointing"]) for calls in reads]
         self.found["foretold"]["activations"] = max(own, default=None)
         self.found["measured"] = {
-            "weights": size_of(held), "gradients": self.gradients, "optimizer": size_of(state_tensors(self.optimizers)), "activations": self.alive.most,
+            "weights": size_of(held), "gradients": self.gradients, "optimizer": size_of([*state_tensors(self.optimizers), *self.averages]), "activations": self.alive.most,
         }  # fmt: skip
         self.found |= {"flop": self.counter.total, "counted_tokens": self.tokens["counted"]}
         self.alive = None

@@ -9,6 +9,7 @@ Proved in tests/train/test_run.py."""
 import dataclasses
 import importlib.util
 import json
+import os
 import platform
 import re
 import shutil
@@ -97,6 +98,21 @@ def verb_of(folder: str | Path) -> str | None:
     return content.get("verb") if isinstance(content, dict) and isinstance(content.get("settings"), dict) else None
 
 
+def _same(before, now, places: tuple) -> bool:
+    """Are two values of an option the same? Also if they are a server at two addresses, or a path that was moved together with the run's folder, or is told from elsewhere.
+
+    places: of that folder, before and now."""
+    if before == now:
+        return True
+    if isinstance(before, str) and isinstance(now, str):
+        servers = all(value.startswith(("http://", "https://")) for value in (before, now))
+        return servers or all((before, now, *places)) and os.path.relpath(before, places[0]) == os.path.relpath(now, places[1])
+    if isinstance(before, dict) and isinstance(now, dict):
+        return _same(list(before.values()), list(now.values()), places) and _same(list(before), list(now), places)
+    both = isinstance(before, list) and isinstance(now, list)
+    return both and len(before) == len(now) and all(_same(one, other, places) for one, other in zip(before, now))
+
+
 def _same_settings(folder: Path, verb: str, settings: dict) -> dict:
     """The content of the first start's config.json, if this one may go on with it."""
     before = verb_of(folder)
@@ -106,8 +122,8 @@ def _same_settings(folder: Path, verb: str, settings: dict) -> dict:
         raise InputError(f"{folder} is a run of `{before}`, not of `{verb}`: name another folder")
     content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     old = content["settings"]
-    moved = lambda name: all(str(value).startswith(("http://", "https://")) for value in (settings[name], old.get(name)))    # a server, at another address
-    differing = [name for name in settings if name not in FREE_TO_CHANGE and settings[name] != old.get(name) and not moved(name)]
+    places = old.get("out"), settings.get("out")
+    differing = [name for name in settings if name not in FREE_TO_CHANGE and not _same(old.get(name), settings[name], places)]
     if differing:
         changes = ", ".join(f"{name} was {old.get(name)!r}, is {settings[name]!r}" for name in differing)
         raise InputError(f"a resumed run keeps its settings: {changes}")

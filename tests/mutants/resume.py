@@ -41,6 +41,8 @@ MUTANTS = [
     Mutant("the_given_random_state_is_ignored", STATE, "random or random_state(", "random_state(", TEST_STATE),
     Mutant("only_some_options_are_protected", RUN, "for field in dataclasses.fields(config):", 'for field in [f for f in dataclasses.fields(config) if f.name in ("model", "data", "tokenizer")]:', TEST_RUN),
     Mutant("paths_in_pairs_are_not_protected", RUN, "yield from _paths([*value.keys(), *value.values()])", "yield from _paths(list(value.values()))", TEST_RUN),
+    Mutant("any_path_was_moved", RUN, " == os.path.relpath(now, places[1])", "", TEST_RUN),
+    Mutant("only_the_keys_of_a_pair_are_compared", RUN, "_same(list(before.values()), list(now.values()), places) and ", "", TEST_RUN),
     Mutant("another_start_measures_again", RUN, 'precision.recall(device, before["arithmetic"])', "pass", TEST_RUN),
     Mutant("what_was_recalled_is_forgotten", PRECISION, "(_recalled.get(device_type) or fastest(device_type))", "fastest(device_type)", "tests/train/test_precision.py"),
     Mutant("a_limit_that_was_passed_is_forgotten", ON_POLICY, '                    stopped = "kl" if too_far(after) else stopped\n                while', "                while", "tests/recipes/test_grpo.py"),

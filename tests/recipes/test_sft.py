@@ -167,9 +167,10 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_where_the_whole_one_ends(
     status, said, _ = tune("pairs.jsonl", "--batch-tokens", 60, "--lora-dropout", 0.2, out="cut")
     assert status == 1 and "interrupted after step 2 of 4" in said and "--resume to go on" in said
     monkeypatch.setattr(sft, "loss", honest)
-    status, said, _ = tune("pairs.jsonl", "--batch-tokens", 60, "--lora-dropout", 0.2, "--resume", out="cut")
-    assert status == 0 and [line["step"] for line in read_metrics(tmp_path / "cut") if "loss" in line] == [1, 2, 3, 4]
-    whole, cut = (load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("whole", "cut"))
+    (tmp_path / "cut").rename(tmp_path / "moved")
+    status, said, _ = tune("pairs.jsonl", "--batch-tokens", 60, "--lora-dropout", 0.2, "--resume", out="moved")
+    assert status == 0 and [line["step"] for line in read_metrics(tmp_path / "moved") if "loss" in line] == [1, 2, 3, 4]
+    whole, cut = (load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("whole", "moved"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 

@@ -52,6 +52,13 @@ def test_kinds_of_full_training_worked_by_hand(tmp_path):
     assert measured["optimizer"] == 8 * numbers + 4 * len(list(model.parameters())) == told["optimizer"]
 
 
+def test_averages_of_weights_are_the_optimizers_kind(tmp_path):
+    plain, averaged = (kinds(tmp_path / str(ema), made(), ema=ema) for ema in (0.0, 0.9))
+    for before, after in zip(plain, averaged):                                          # foretold, measured
+        assert after["optimizer"] - before["optimizer"] == before["weights"]
+        assert after["activations"] == before["activations"]
+
+
 def test_checkpointing_and_the_kernels_own_mask_save_what_they_are_said_to(tmp_path):
     runs = {name: kinds(tmp_path / name, made(), **settings) for name, settings in
             {"packed": {}, "padded": {"packed": False}, "again": {"checkpointing": True}}.items()}    # fmt: skip

@@ -131,6 +131,34 @@ def test_a_resumed_run_keeps_its_settings_but_for_how_long_it_goes(tmp_path):
         open_run(folder, "pretrain", Settings(), resume=True)
 
 
+@dataclass(frozen=True)
+class Placed(Settings):
+    out: str = "run"
+    model: str = "base"
+    data: tuple[str, ...] = ("one.jsonl",)
+    rewards: dict = field(default_factory=dict)
+
+
+def placed(root, model="answers", stage="3-ppo", **others):
+    """A stage whose model, data and reward lie beside it, and another reward that is no path."""
+    data, rewards = (f"{root}/one.jsonl", "pydocs"), {f"{root}/2-reward": 1.0, "pep257": 0.5}
+    return Placed(**{"out": f"{root}/{stage}", "model": f"{root}/{model}", "data": data, "rewards": rewards, **others})
+
+
+def test_a_run_goes_on_where_it_was_moved_to(tmp_path, monkeypatch):
+    open_run(tmp_path / "a/3-ppo", "ppo", placed(tmp_path / "a"))
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "a").rename(tmp_path / "deeper/b")
+    again = lambda root, **others: open_run(f"{root}/3-ppo", "ppo", placed(root, **others), resume=True)
+    folder = again(tmp_path / "deeper/b")
+    assert json.loads((folder / "config.json").read_text())["settings"]["out"] == str(folder)
+    monkeypatch.chdir(tmp_path / "deeper")
+    again("b")                                                                      # the same folder, told from elsewhere
+    for name, value in {"model": "b/another", "data": ("b/one.jsonl",), "rewards": {"b/2-reward": 0.5, "pep257": 0.5}}.items():
+        with pytest.raises(InputError, match=f"keeps its settings: {name} was"):
+            again("b", **{name: value})
+
+
 def test_there_must_be_something_to_resume(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match="holds no run to go on with .*: start without --resume"):
