@@ -2,7 +2,7 @@
 
     peak = libraries + weights + optimizer + step + rest         MiB
 
-peak is the largest resident set of four steps. libraries is the resident set when the model was loaded and its weights read once, less the weights (transformers maps them from their file, which
+peak is the largest resident set of eight steps. libraries is the resident set when the model was loaded and its weights read once, less the weights (transformers maps them from their file, which
 makes them resident when they are read); weights and optimizer are the tensors alive then and between two steps, step is what PyTorch's profiler saw allocated above that at once in the next two
 steps (gradients, activations, logits), and rest what the peak is more than all of this: holes between allocations, scratch memory of kernels that PyTorch does not know of.
 Gradients are let go of before the profiler begins, since it does not see the end of what it did not see begin. Proved in tests/benchmarks/test_training_memory.py."""
@@ -16,7 +16,7 @@ from benchmarks.training import OURS
 from benchmarks.turns import between_marks, hardware, made_on, memory
 
 PARTS = ("libraries", "weights", "optimizer", "step", "rest")
-WARM, STEPS = 4, 2
+WARM, STEPS = 8, 2
 MIB = 2**20
 
 

@@ -147,7 +147,7 @@ def draw(picture: Path, rows: Mapping[str, dict], on: str) -> None:
     axes.set_xlabel("profiled time of a step, minift's step = 1")
     axes.set_title(f"Where a training step's time goes\n{on}", fontsize=9)
     axes.tick_params(labelsize=7)
-    axes.legend(fontsize=7, loc="lower right")
+    figure.legend(fontsize=7, loc="outside lower center", ncols=len(PARTS))
     figure.savefig(picture, dpi=120)
     plt.close(figure)
 
