@@ -137,6 +137,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     file = config.out / "task.json"
     task = Task.read(file) if config.resume and file.exists() else prepare(config, say)
     folder = open_run(config.out, "compare", config, config.overwrite, config.resume)
+    task = replace(task, model=str(config.model))                              # the same model; the first start may have told it from elsewhere
     task.write(file)
     (folder / "rows").mkdir(exist_ok=True)
     say(f"{len(names)} methods, {len(task.rates)} rates, {task.seeds} seeds, {task.steps} steps of {task.batch_tokens} tokens, {task.precision}")

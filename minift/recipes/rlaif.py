@@ -8,7 +8,8 @@ In the run folder:
     preferences.jsonl    prompt, chosen, rejected, judge, votes: what `minift dpo --data` and `minift reward --data` read
     report.md            how many pairs were agreed on, dropped and why, and how often the judge is right by a rule (--check)
     dpo/ or reward/      the run that --then asks for
-Everything is kept as it comes: with --resume no answer is drawn and no question is asked a second time.
+Everything is kept as it comes: with --resume no answer is drawn and no question is asked a second time, but for those that failed. Once the
+training that --then asks for has begun, they are not asked either, and preferences.jsonl stays as it is: it is being trained on.
 Papers: Bai et al. 2022 (arXiv:2212.08073), Lee et al. 2023 (arXiv:2309.00267). Proved in tests/recipes/test_rlaif.py.
 Left out: answers that are revised before they are judged (the constitution's first half), rounds that go on with the trained model."""
 
@@ -107,6 +108,8 @@ OWN = {field for field in vars(Config)["__annotations__"]} | {"out", "model", "t
 def run(config: Config, quiet: bool = False) -> Result:
     say = (lambda text: None) if quiet else print
     following = _following(config)
+    begun = following is not None and following.resume
+    write = (lambda file, text: None) if begun else write_text
     asked = _asked(config)
     model, tokenizer = folders.decoder(config.model, getattr(torch, config.dtype), config.device, loaded_in(config))
     use_template(tokenizer, [row for row, _ in asked], config.template)
@@ -122,18 +125,18 @@ def run(config: Config, quiet: bool = False) -> Result:
     if not pairs:
         raise RunError(f"there is no pair to judge: {cut} of {len(asked) * config.answers} answers were cut off (raise --new-tokens, or give --stop), "
                        "the others to a prompt are the same or empty (raise --temperature or --answers)")
-    decisions = decide(judge, pairs, folder / "votes.jsonl")
+    decisions = decide(judge, pairs, folder / "votes.jsonl", ask=not begun)
     kept = [(pair, decision) for pair, decision in zip(pairs, decisions) if decision.winner is not None]
     file, counts = folder / "preferences.jsonl", tally(decisions)
-    write_text(file, "".join(json.dumps(preference(pair, decision, judge.name), ensure_ascii=False) + "\n" for pair, decision in kept))
+    write(file, "".join(json.dumps(preference(pair, decision, judge.name), ensure_ascii=False) + "\n" for pair, decision in kept))
     faults = dict(judge.endpoint.counts) if isinstance(judge, EndpointJudge) else {}
     lines = [["prompts", str(len(asked))], ["answers drawn", str(sum(map(len, answers)))], ["cut off at --new-tokens: not judged", str(cut)],
              ["empty or said before: not judged", str(sum(len(drawn) - len(different(drawn)) for drawn in answers) - cut)]]    # fmt: skip
     lines += report(counts, faults, checked(check, kept) if check and kept else None, config.check)
     shown = [[str(pair[d.winner].row.where), pair[d.winner].text.strip(), pair[1 - d.winner].text.strip()] for pair, d in kept[:10]]
     table = markdown_table(["what", "count"], lines)
-    write_text(folder / "report.md", f"# Preferences of {judge.name}\n\n{table}\n\n{markdown_table(['prompt', 'chosen', 'rejected'], shown)}\n")
-    say("\n".join(f"  {name:<46}{value}" for name, value in lines) + f"\nwritten: {file}")
+    write(folder / "report.md", f"# Preferences of {judge.name}\n\n{table}\n\n{markdown_table(['prompt', 'chosen', 'rejected'], shown)}\n")
+    say("\n".join(f"  {name:<46}{value}" for name, value in lines) + f"\n{'kept' if begun else 'written'}: {file}")
     if not kept:
         raise RunError(f"none of {len(pairs)} pairs has a winner by the judge {judge.name} ({counts.place} the same place in both orders, {counts.tie} ties, "
                        f"{counts.failed} without a vote), see {folder / 'report.md'}: there is nothing to train on")

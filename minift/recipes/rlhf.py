@@ -8,7 +8,8 @@ Without any file it runs on the docstring task, whose true reward is known: summ
 PEP 257's rules. The pairs are then drawn from the first stage's model and judged by the rule (rlaif.py), and the report says how many
 answers of each stage really keep it. With your own files (--data, --preferences, --prompts) the report has rewards instead.
 Each stage is a run of its own recipe in a folder of its own; --resume goes on with the stage that was cut short and passes over those that
-are done. Proved in tests/recipes/test_rlhf.py. Left out: several rounds, a value model that starts from the reward model (see ppo)."""
+are done; the folder may have been moved. Proved in tests/recipes/test_rlhf.py. Left out: several rounds, a value model that starts from the
+reward model (see ppo)."""
 
 import json
 from dataclasses import dataclass, field, fields, replace
@@ -112,6 +113,8 @@ def run(config: Config, quiet: bool = False) -> Result:
     config = quickened(config) if config.quick else config
     folder, say = open_run(config.out, "rlhf", config, config.overwrite, config.resume), (lambda text: None) if quiet else print
     stages = Stages(config, folder, quiet)
+    for name in STAGES[1:]:
+        name_base(folder / name / "adapter", stages.answers)
     for name, stage in zip(STAGES, (stages.sft, stages.reward, stages.ppo)):
         if stages.done(name):
             say(f"{name}: done before")
@@ -212,6 +215,15 @@ class Stages:
         ids = [prompt_ids(prompt.row, tokenizer) for prompt in spread(docstring_prompts("test"), config.judged)]
         texts = generate(model, tokenizer, ids, max_new_tokens=config.new_tokens, temperature=config.temperature, seed=config.seed)
         return fmean(is_pep257(text) for text in texts)
+
+
+def name_base(adapter: Path, answers: Path) -> None:
+    """Let a later stage's adapter say that its base lies in `answers`. After a move it says where that was before: by now there is nothing, or
+    another run. A base from outside the run stays what it is."""
+    file = adapter / "adapter_config.json"
+    fields = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if Path(fields.get("base_model_name_or_path") or "").parts[-2:] == answers.parts[-2:]:
+        write_text(file, json.dumps({**fields, "base_model_name_or_path": str(answers)}, indent=2) + "\n")
 
 
 def write_report(stages: Stages) -> Path:

@@ -9,6 +9,7 @@ A judge gives votes in the order in which it is shown the answers: "A" for the f
 in both orders, see verdicts.py. A local model needs no text parsed with `likelihood`, and is never at a loss for a vote.
 Proved in tests/rl/test_judge.py. Left out: chains of thought before the verdict, grades, defence against answers that address the judge."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
@@ -50,6 +51,9 @@ class Judge(Protocol):
     """Pairs -> (number of the pair, vote), in any order; None: no vote could be had."""
 
     name: str
+    """For people: what it is, and where."""
+    what: str
+    """What it is, without where: its votes are kept under this, and hold wherever it is moved to."""
 
     def __call__(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, Vote | None]]: ...
 
@@ -58,7 +62,7 @@ class RuleJudge:
     """The larger reward wins."""
 
     def __init__(self, source: Source):
-        self.name, self.source = source.name, source
+        self.name, self.what, self.source = source.name, placeless(source.name), source
 
     def __call__(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, Vote]]:
         rewards = ask(self.source, [answer for pair in pairs for answer in pair])
@@ -70,7 +74,8 @@ class LikelihoodJudge:
     """The likelier label wins. Labels may begin with the same tokens (" " "A", " " "B"): those are given, and the next one decides."""
 
     def __init__(self, name: str, model: Transformer, tokenizer: Tokenizer, criterion: str = CRITERION, batch_size: int = 16):
-        self.name, self.model, self.tokenizer, self.criterion, self.batch_size = name, model, tokenizer, criterion, batch_size
+        self.name, self.what, self.model, self.tokenizer = name, placeless(name), model, tokenizer
+        self.criterion, self.batch_size = criterion, batch_size
 
     @torch.no_grad()
     def __call__(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, Vote | None]]:
@@ -104,8 +109,8 @@ class VerdictJudge:
     """What a local model writes is read by `read_verdict`."""
 
     def __init__(self, name: str, model: Transformer, tokenizer: Tokenizer, criterion: str = CRITERION, max_new_tokens: int = 16, batch_size: int = 16):
-        self.name, self.model, self.tokenizer, self.criterion = name, model, tokenizer, criterion
-        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.name, self.what, self.model, self.tokenizer = name, placeless(name), model, tokenizer
+        self.criterion, self.max_new_tokens, self.batch_size = criterion, max_new_tokens, batch_size
 
     def __call__(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, Vote | None]]:
         prompts = [question_ids(pair, self.criterion, self.tokenizer) for pair in pairs]
@@ -122,10 +127,15 @@ class EndpointJudge:
     """What a model behind an endpoint writes is read by `read_verdict`; nonsense is asked again."""
 
     def __init__(self, endpoint: Endpoint, criterion: str = CRITERION):
-        self.name, self.endpoint, self.criterion = f"{endpoint.model} at {endpoint.url}", endpoint, criterion
+        self.name, self.what, self.endpoint, self.criterion = f"{endpoint.model} at {endpoint.url}", endpoint.model, endpoint, criterion
 
     def __call__(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, Vote | None]]:
         yield from self.endpoint.ask_all([question(pair, self.criterion) for pair in pairs], read_verdict)
+
+
+def placeless(name: str) -> str:
+    """A judge's name with the last part only of each path in it: likelihood:runs/one/model -> likelihood:model."""
+    return ":".join(os.path.basename(os.path.realpath(part)) if os.path.exists(part) else part for part in name.split(":"))
 
 
 def question(pair: Pair, criterion: str = CRITERION) -> str:

@@ -56,12 +56,14 @@ class Tally:
         return self.place / max(1, self.agreed + self.place)
 
 
-def decide(judge: Judge, pairs: Sequence[Pair], log: Path | None = None) -> list[Decision]:
-    """One Decision for each pair, in order. log: a file of votes, read first and added to. Judges' errors pass through."""
+def decide(judge: Judge, pairs: Sequence[Pair], log: Path | None = None, ask: bool = True) -> list[Decision]:
+    """One Decision for each pair, in order. log: a file of votes, read first and added to. Judges' errors pass through.
+
+    ask: False: nothing is asked, and what is not in the log counts as failed."""
     orders = [(pair, pair[::-1]) for pair in pairs]
     shown = {key(judge, order): order for both in orders for order in both}
     votes: dict[str, Vote | None] = known(log) if log else {}
-    missing = [name for name in shown if name not in votes]
+    missing = [name for name in shown if ask and name not in votes]
     if missing:
         for number, vote in _written(judge, [shown[name] for name in missing], missing, log):
             votes[missing[number]] = vote
@@ -87,9 +89,9 @@ def tally(decisions: Sequence[Decision]) -> Tally:
 
 
 def key(judge: Judge, shown: Pair) -> str:
-    """One question to one judge, as the log names it: the same texts in the same order are the same question."""
+    """One question to one judge, as the log names it: the same texts in the same order are the same question, wherever the judge is to be found."""
     first, second = shown
-    return hashlib.sha256("\0".join([judge.name, first.row.question, first.text, second.text]).encode()).hexdigest()[:32]
+    return hashlib.sha256("\0".join([judge.what, first.row.question, first.text, second.text]).encode()).hexdigest()[:32]
 
 
 def known(log: Path) -> dict[str, Vote]:

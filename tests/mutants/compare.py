@@ -30,6 +30,7 @@ MUTANTS = [
     Mutant("compare_resumes_nothing", COMPARE, "return config.resume and isinstance(", "return False and isinstance(", TEST),
     Mutant("compare_resumes_failed_rows_as_done", COMPARE, 'isinstance(read_row(folder / "rows" / f"{name}.json"), Measured)',
            'read_row(folder / "rows" / f"{name}.json") is not None', TEST),
+    Mutant("compare_resumes_with_the_model_as_it_was_told", COMPARE, "task = replace(task, model=str(config.model))", "task = replace(task)", TEST),
     Mutant("compare_quick_overrides_what_was_given", COMPARE, " if getattr(config, name) == defaults[name]}", "}", TEST),
     Mutant("compare_judges_the_rows_it_learns_from", COMPARE, "train, valid = split_rows(rest,", "train, valid = split_rows(rows,", TEST),
     Mutant("compare_success_without_a_row", COMPARE, "return not any(isinstance(row, Measured)", "return not any(True", TEST),

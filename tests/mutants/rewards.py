@@ -4,8 +4,8 @@ from tests.mutants.mutant import Mutant
 
 SOURCE, RULES, FUNCTIONS, MODELS = (f"minift/rl/{name}.py" for name in ("reward_source", "builtin_rewards", "function_rewards", "model_rewards"))
 REWARDS, JUDGE, ENDPOINT, VERDICTS, CANDIDATES = (f"minift/rl/{name}.py" for name in ("rewards", "judge", "endpoint", "verdicts", "candidates"))
-RLAIF = "minift/recipes/rlaif.py"
-TEST, JUDGES, RUNS = "tests/rl/test_rewards.py", "tests/rl/test_judge.py", "tests/recipes/test_rlaif.py"
+RLAIF, RLHF = "minift/recipes/rlaif.py", "minift/recipes/rlhf.py"
+TEST, JUDGES, RUNS, STAGES = "tests/rl/test_rewards.py", "tests/rl/test_judge.py", "tests/recipes/test_rlaif.py", "tests/recipes/test_rlhf.py"
 
 MUTANTS = [
     Mutant("reward_nan_accepted", SOURCE, "not math.isfinite(value)", "math.isinf(value)", TEST),
@@ -29,7 +29,13 @@ MUTANTS = [
     Mutant("judge_failure_is_a_tie", VERDICTS, "if None in votes:", "if votes == (None, None):", JUDGES),
     Mutant("judge_failures_remembered", VERDICTS, "if vote is not None:\n", "if True:\n", JUDGES),
     Mutant("judge_forgets_what_was_asked", VERDICTS, "known(log) if log else {}", "{}", JUDGES),
-    Mutant("judge_question_without_its_prompt", VERDICTS, "[judge.name, first.row.question, first.text, second.text]", "[judge.name, first.text, second.text]", JUDGES),
+    Mutant("judge_question_without_its_prompt", VERDICTS, "[judge.what, first.row.question, first.text, second.text]", "[judge.what, first.text, second.text]", JUDGES),
+    Mutant("judge_known_by_where_it_is", VERDICTS, "[judge.what, first.row.question,", "[judge.name, first.row.question,", RUNS),
+    Mutant("judge_votes_of_all_judges_are_one", VERDICTS, "[judge.what, first.row.question,", "[first.row.question,", JUDGES),
+    Mutant("judge_asked_after_all", VERDICTS, "if ask and name not in votes]", "if name not in votes]", JUDGES),
+    Mutant("judge_in_a_moved_folder_is_another", JUDGE, "os.path.basename(os.path.realpath(part)) if os.path.exists(part) else part", "part", RUNS),
+    Mutant("judge_named_as_it_is_told", JUDGE, "os.path.basename(os.path.realpath(part))", "os.path.basename(part)", JUDGES),
+    Mutant("judge_at_another_address_is_another", JUDGE, 'at {endpoint.url}", endpoint.model, endpoint, criterion', 'at {endpoint.url}", endpoint.url, endpoint, criterion', JUDGES),
     Mutant("judge_answers_swapped_in_the_question", JUDGE, "first=first.text.strip(), second=second.text.strip()", "first=second.text.strip(), second=first.text.strip()", JUDGES),
     Mutant("judge_reads_a_pad", JUDGE, "hidden[torch.arange(len(prompts)), lengths - 1]", "hidden[:, -1]", JUDGES),
     Mutant("judge_guesses_between_two_letters", JUDGE, "named.pop() if len(named) == 1", "named.pop() if named", JUDGES),
@@ -44,4 +50,9 @@ MUTANTS = [
     Mutant("unfinished_answers_judged", CANDIDATES, "if answer.ended and answer.text.strip()", "if answer.text.strip()", RUNS),
     Mutant("rlaif_rejected_is_chosen", RLAIF, "chosen, rejected = pair[decision.winner], pair[1 - decision.winner]", "rejected, chosen = pair[decision.winner], pair[1 - decision.winner]", RUNS),
     Mutant("rlaif_writes_what_was_dropped", RLAIF, "zip(pairs, decisions) if decision.winner is not None]", "zip(pairs, decisions)]", RUNS),
+    Mutant("rlaif_asks_again_while_it_trains", RLAIF, "ask=not begun)", "ask=True)", RUNS),
+    Mutant("rlaif_rewrites_what_is_trained_on", RLAIF, "(lambda file, text: None) if begun else write_text", "write_text", RUNS),
+    Mutant("rlhf_rewards_on_a_base_that_was_elsewhere", RLHF, "for name in STAGES[1:]:", "for name in STAGES[2:]:", STAGES),
+    Mutant("rlhf_leaves_an_adapter_on_a_base_that_was_elsewhere", RLHF, "for name in STAGES[1:]:", "for name in STAGES[1:2]:", STAGES),
+    Mutant("rlhf_takes_any_base_for_its_own", RLHF, ".parts[-2:] == answers.parts[-2:]:", ".parts:", STAGES),
 ]  # fmt: skip

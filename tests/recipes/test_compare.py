@@ -5,6 +5,7 @@ import io
 import json
 import math
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -453,6 +454,29 @@ def test_a_resumed_comparison_measures_only_what_is_missing(finished, own, monke
     assert (finished.folder / "rows/lora.json").read_text() == before and isinstance(result.rows["full"], Measured)
     with pytest.raises(InputError, match="a resumed run keeps its settings: seeds was 2, is 3"):
         run(Config(**same, seeds=3), quiet=True)
+
+
+def test_a_resumed_comparison_takes_the_model_as_it_is_told_now(own, tmp_path, monkeypatch):
+    """Told from one folder, cut short before its first row, and gone on with from another folder."""
+    shutil.copytree(own["model"], tmp_path / "models/m")
+    (tmp_path / "elsewhere").mkdir()
+    measured = []
+
+    def measure(folder, method):
+        measured.append(method)
+        if len(measured) == 1:
+            raise KeyboardInterrupt
+        compare_row.main([str(folder), method])
+        return read_row(folder / "rows" / f"{method}.json")
+
+    monkeypatch.setattr(compare, "measure", measure)
+    told = lambda root, **more: run(Config(**{**own, "model": f"{root}models/m"}, **SOME, seeds=1, methods=("head",), out=Path(f"{root}runs/c"), **more), quiet=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        told("")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert isinstance(told("../", resume=True).rows["head"], Measured) and measured == ["head", "head"]
+    assert Task.read(tmp_path / "runs/c/task.json").model == "../models/m"
 
 
 def test_nothing_measured_is_a_failure(own, tmp_path, monkeypatch, minift):

@@ -11,7 +11,7 @@ from minift.data.prompts import docstring_prompts
 from minift.data.sources import Row
 from minift.errors import InputError, RunError
 from minift.generate import generate
-from minift.recipes import rlaif
+from minift.recipes import reward, rlaif
 from minift.recipes.rlaif import Config, Result, make_judge, preference, run
 from minift.rl.candidates import Asked, Drawing, draw, pairs_of
 from minift.rl.judge import EndpointJudge, LikelihoodJudge, VerdictJudge
@@ -36,6 +36,28 @@ def config(small_model, prompts, tmp_path):
     """Fields -> a Config of a short run whose judge is a rule."""
     base = dict(data=(str(prompts),), model=str(small_model), out=tmp_path / "run", judge="length:3", stop=STOP, new_tokens=40, answers=3)
     return lambda **options: Config(**{**base, **options})
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Faults -> a server that prefers the longer answer, once it is done with them."""
+    monkeypatch.setenv("no_proxy", "*")
+    servers = []
+
+    def start(*faults):
+        def longer(handler):
+            asked = server.requests[-1][2]["messages"][0]["content"]
+            first, second = asked.split("Answer A:\n")[1].split("\n\nWhich answer")[0].split("\n\nAnswer B:\n")
+            send(handler, 200, json.dumps({"choices": [{"message": {"content": "A" if (len(first), first) > (len(second), second) else "B"}}]}))
+
+        server = Server(*faults, longer)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.http.shutdown()
+        server.http.server_close()
 
 
 def lines(file):
@@ -123,18 +145,9 @@ def test_a_local_model_judges(config, small_model):
     assert "| no vote to be had: dropped | 0 |" in report and (found is None or found.tally.pairs > 0)
 
 
-def test_an_endpoint_judges_a_whole_run_and_its_faults_are_in_the_report(config, monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
-
-    def longer(handler):
-        asked = server.requests[-1][2]["messages"][0]["content"]
-        first, second = asked.split("Answer A:\n")[1].split("\n\nWhich answer")[0].split("\n\nAnswer B:\n")
-        send(handler, 200, json.dumps({"choices": [{"message": {"content": "A" if (len(first), first) > (len(second), second) else "B"}}]}))
-
-    server = Server("nonsense", status(503), longer)
+def test_an_endpoint_judges_a_whole_run_and_its_faults_are_in_the_report(config, serve):
+    server = serve("nonsense", status(503))
     found = run(config(judge=server.url, judge_model="tiny", judge_workers=1, judge_retries=2, pairs=1), quiet=True)
-    server.http.shutdown()
-    server.http.server_close()
     assert found.tally.pairs == found.tally.agreed == len(lines(found.preferences)) > 3 and len(server.requests) == 2 * found.tally.pairs + 2
     assert all(len(row["chosen"].strip()) >= len(row["rejected"].strip()) and row["judge"] == f"tiny at {server.url}" for row in lines(found.preferences))
     report = (found.preferences.parent / "report.md").read_text()
@@ -156,6 +169,27 @@ def test_a_reward_that_fails_stops_with_status_1_and_a_resumed_run_goes_on_from_
     first = (tmp_path / "run/preferences.jsonl").read_bytes()
     assert minift(*arguments, "--resume")[0] == 0 and (tmp_path / "run/votes.jsonl").read_bytes() == votes
     assert (tmp_path / "run/preferences.jsonl").read_bytes() == first
+
+
+def test_a_server_that_moved_is_asked_nothing_again(config, serve):
+    first, second = serve(), serve()
+    how = dict(judge_model="tiny", judge_workers=1, pairs=1)
+    before = run(config(judge=first.url, **how), quiet=True)
+    assert run(config(judge=second.url, **how, resume=True), quiet=True) == before
+    assert len(first.requests) == 2 * before.tally.pairs and not second.requests
+    assert {row["judge"] for row in lines(before.preferences)} == {f"tiny at {second.url}"}
+
+
+def test_a_judge_that_was_moved_together_with_the_run_is_asked_nothing_again(config, tmp_path, monkeypatch):
+    def judged(root, **options):
+        return run(config(out=root / "run", judge=f"{root}/mine.py:f", **options), quiet=True)
+
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/mine.py").write_text("def f(completions):\n    return [len(c) for c in completions]")
+    before = judged(tmp_path / "one")
+    (tmp_path / "one").rename(tmp_path / "two")
+    monkeypatch.setattr("minift.rl.judge.RuleJudge.__call__", lambda *_: pytest.fail("asked again"))
+    assert judged(tmp_path / "two", resume=True).tally == before.tally
 
 
 def test_nothing_to_judge_and_nothing_agreed_are_said_with_the_way_out(config):
@@ -208,6 +242,42 @@ def test_a_resumed_run_resumes_what_follows(config):
     first = run(config(**options), quiet=True)
     again = run(config(**options, resume=True), quiet=True)
     assert again.tally == first.tally and again.trained.outcome.steps == first.trained.outcome.steps == 2
+
+
+class Doubting:
+    """A judge of lengths that has no vote on the first question, as long as it is in doubt."""
+
+    name, what, doubts, asked = "by length, here", "by length", True, 0
+
+    def __call__(self, pairs):
+        for number, shown in enumerate(pairs):
+            first, second = ((len(answer.text), answer.text) for answer in shown)
+            self.asked += 1
+            yield number, None if self.doubts and number == 0 else "A" if first > second else "B"
+
+
+def test_what_is_being_trained_on_stays_as_it_is_and_no_question_is_asked(config, tmp_path, monkeypatch):
+    judge, honest, batches = Doubting(), reward.RewardLoss.__call__, []
+    monkeypatch.setattr(rlaif, "make_judge", lambda config: judge)
+    options = dict(then="reward", max_steps=4, epochs=9.0, batch_tokens=100, held_out=0.4, precision="fp32")
+    whole = run(config(out=tmp_path / "whole", **options), quiet=True)
+
+    def cut(self, *given):
+        batches.append(1)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return honest(self, *given)
+
+    monkeypatch.setattr(reward.RewardLoss, "__call__", cut)
+    first = run(config(**options), quiet=True)
+    assert first.interrupted and first.tally == whole.tally and first.tally.failed == 1
+    files = [tmp_path / "run" / name for name in ("preferences.jsonl", "report.md", "votes.jsonl")]
+    before, asked = [file.read_bytes() for file in files], judge.asked
+    judge.doubts, judge.name = False, "by length, elsewhere"
+    again = run(config(**options, resume=True), quiet=True)
+    assert not again.interrupted and judge.asked == asked and again.tally == first.tally and [file.read_bytes() for file in files] == before
+    weights = [(tmp_path / name / "reward/adapter/adapter_model.safetensors").read_bytes() for name in ("whole", "run")]
+    assert weights[0] == weights[1]
 
 
 def test_options_that_what_follows_does_not_have_are_refused(config):

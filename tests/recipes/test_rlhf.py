@@ -1,6 +1,7 @@
 """Three stages in one command: they follow each other, go on where they were cut short, and their report says what each brought."""
 
 import json
+import shutil
 
 import pytest
 
@@ -44,30 +45,24 @@ def test_each_stage_starts_from_the_one_before_and_the_report_names_what_it_brou
     assert (run / "3-ppo" / "rewards.png").exists() and "PEP 257" not in "".join(map(str, numbers["3-ppo"]))
 
 
-@pytest.mark.parametrize("recipe, stage", [(sft, "1-sft"), (reward, "2-reward"), (ppo, "3-ppo")])
-def test_a_run_cut_short_goes_on_with_the_stage_it_was_in_and_ends_where_a_whole_one_ends(go, files, monkeypatch, recipe, stage):
-    go(out="whole")
-    name = "Actor" if recipe is ppo else "RewardLoss" if recipe is reward else "loss"
-    honest, calls = getattr(recipe, name), []
+def cut_short(monkeypatch, recipe):
+    """Interrupt the recipe as if by Ctrl-C: the reward model's training at its first batch, the others' at their second."""
+    home, name = {sft: (sft, "loss"), reward: (reward.RewardLoss, "__call__"), ppo: (ppo.Actor, "learn")}[recipe]
+    honest, calls = getattr(home, name), []
 
-    def once(*given, **more):
+    def cut(*given, **more):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == (1 if recipe is reward else 2):
             raise KeyboardInterrupt
         return honest(*given, **more)
 
-    if recipe is sft:
-        monkeypatch.setattr(sft, "loss", once)
-    else:
-        method, kept = ("learn", honest.learn) if recipe is ppo else ("__call__", honest.__call__)
+    monkeypatch.setattr(home, name, cut)
 
-        def cut(self, *given):
-            calls.append(1)
-            if len(calls) == (2 if recipe is ppo else 1):
-                raise KeyboardInterrupt
-            return kept(self, *given)
 
-        monkeypatch.setattr(honest, method, cut)
+@pytest.mark.parametrize("recipe, stage", [(sft, "1-sft"), (reward, "2-reward"), (ppo, "3-ppo")])
+def test_a_run_cut_short_goes_on_with_the_stage_it_was_in_and_ends_where_a_whole_one_ends(go, files, monkeypatch, recipe, stage):
+    go(out="whole")
+    cut_short(monkeypatch, recipe)
     status, said, _ = go()
     assert status == 1 and f"interrupted in {stage}" in said
     monkeypatch.undo()
@@ -77,6 +72,32 @@ def test_a_run_cut_short_goes_on_with_the_stage_it_was_in_and_ends_where_a_whole
     whole, pieced = (json.loads((files / run / "stages.json").read_text()) for run in ("whole", "run"))
     assert whole == pieced
     assert [line["step"] for line in read_metrics(files / "run" / "3-ppo") if "reward" in line] == [1, 2]
+
+
+@pytest.mark.parametrize("recipe", [reward, ppo])
+def test_a_run_that_was_moved_ends_with_the_same_bits_and_its_adapters_name_its_own_base(go, files, monkeypatch, small_model, recipe):
+    go(out="whole")
+    cut_short(monkeypatch, recipe)
+    assert go()[0] == 1
+    monkeypatch.undo()
+    (files / "run").rename(files / "moved")
+    shutil.copytree(small_model, files / "run/1-sft/merged")                # another run's, where this one was
+    status, _, complaints = go("--resume", out="moved")
+    assert status == 0, complaints
+    for name in ("stages.json", *(f"{stage}/adapter/adapter_model.safetensors" for stage in rlhf.STAGES)):
+        assert (files / "moved" / name).read_bytes() == (files / "whole" / name).read_bytes(), name
+    (files / "moved").rename(files / "again")
+    status, said, _ = go("--resume", out="again")
+    assert status == 0 and said.count("done before") == 3 and f"--model {files / 'again/1-sft/merged'}" in (files / "again/report.md").read_text()
+    for stage in ("2-reward", "3-ppo"):
+        named = json.loads((files / "again" / stage / "adapter/adapter_config.json").read_text())["base_model_name_or_path"]
+        assert named == str(files / "again/1-sft/merged")
+
+
+def test_an_adapter_on_a_base_from_outside_the_run_keeps_it(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/models/other"}')
+    rlhf.name_base(tmp_path, tmp_path / "1-sft/merged")
+    assert (tmp_path / "adapter_config.json").read_text() == '{"base_model_name_or_path": "/models/other"}'
 
 
 def test_quick_leaves_alone_what_was_asked_for(tmp_path):

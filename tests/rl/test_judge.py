@@ -14,7 +14,7 @@ from minift.data.sources import Row
 from minift.errors import InputError, RunError
 from minift.recipes.loading import use_template
 from minift.rl.endpoint import Endpoint, JudgeError, retry_after
-from minift.rl.judge import EndpointJudge, LikelihoodJudge, RuleJudge, VerdictJudge, question, question_ids, read_verdict
+from minift.rl.judge import EndpointJudge, LikelihoodJudge, RuleJudge, VerdictJudge, placeless, question, question_ids, read_verdict
 from minift.rl.reward_source import Answered, request
 from minift.rl.rewards import source
 from minift.rl.verdicts import Decision, Tally, decide, decision, known, tally
@@ -29,7 +29,7 @@ def pair(first, second, prompt="Say it:"):
 class Script:
     """A judge that votes by a function of the two texts, and remembers what it was asked."""
 
-    name = "script"
+    name, what = "script, here", "script"
 
     def __init__(self, vote):
         self.vote, self.asked = vote, []
@@ -76,9 +76,41 @@ def test_what_was_asked_is_never_asked_again(tmp_path):
     pairs, log = [pair("a", "bb"), pair("ccc", "d")], tmp_path / "votes.jsonl"
     first = decide(Script(longer), pairs, log)
     again = Script(lambda *_: pytest.fail("asked again"))
+    again.name = "script, somewhere else"
     assert decide(again, pairs, log) == first
     more = Script(longer)
     assert decide(more, [*pairs, pair("e", "ff")], log)[:2] == first and sorted(more.asked) == [("e", "ff"), ("ff", "e")]
+    other = Script(longer)
+    other.what = "another"
+    assert decide(other, pairs, log) == first and len(other.asked) == 4
+
+
+def test_without_asking_what_is_not_in_the_log_has_failed(tmp_path):
+    log = tmp_path / "votes.jsonl"
+    decide(Script(longer), [pair("a", "bb")], log)
+    before = log.read_bytes()
+    found = decide(Script(lambda *_: pytest.fail("asked")), [pair("a", "bb"), pair("ccc", "d")], log, ask=False)
+    assert found == [Decision("agreed", ("B", "A"), 1), Decision("failed", (None, None))] and log.read_bytes() == before
+
+
+@pytest.mark.parametrize("name, what", [
+    ("likelihood:{}/m", "likelihood:m"), ("verdict:{}/other/../m/", "verdict:m"), ("{}/m", "m"), ("{}/mine.py:f", "mine.py:f"), ("regex:{}/no such", "regex:{}/no such"),
+    ("length:3", "length:3"), ("likelihood:base", "likelihood:base"),
+])    # fmt: skip
+def test_a_judge_is_known_by_what_it_is_wherever_it_lies(tmp_path, monkeypatch, name, what):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "mine.py").touch()
+    monkeypatch.chdir(tmp_path)
+    for root in (tmp_path, "."):                                             # a folder and a file, told in two ways
+        assert placeless(name.format(root)) == what.format(root)
+        assert all(made(name.format(root), None, None).what == what.format(root) for made in (LikelihoodJudge, VerdictJudge))
+    assert RuleJudge(source("pep257")).what == "pep257"
+
+
+def test_a_model_behind_an_endpoint_is_the_same_at_another_address():
+    one, moved, other = (EndpointJudge(Endpoint(url, model)) for url, model in [("http://a/v1", "tiny"), ("https://b:8/v1", "tiny"), ("http://a/v1", "large")])
+    assert one.what == moved.what != other.what and moved.name == "tiny at https://b:8/v1"
 
 
 def test_a_judge_that_breaks_off_keeps_its_votes_and_goes_on_from_there(tmp_path):
