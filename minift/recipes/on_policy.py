@@ -34,7 +34,8 @@ from minift.rl.reward_source import Answered, Source, ask
 from minift.rl.rollout import Rollout, roll_out
 from minift.sampling import Sampling
 from minift.tokenizer import Tokenizer
-from minift.train import checkpoint, memory, optim
+from minift.train import checkpoint, fingerprint, memory, optim
+from minift.train.alone import alone
 from minift.train.checkpoint import Place, random_state
 from minift.train.kept import Checkpoints
 from minift.train.log import Log, read_metrics
@@ -147,9 +148,9 @@ class Learner(Protocol):
 class Outcome:
     steps: int
     stopped: Literal["finished", "kl", "interrupted"]
-    before: dict[str, float]
-    after: dict[str, float]
-    """On held-out prompts: reward, its parts, kl (nats per answer, from the reference), length, finished (share)."""
+    before: dict[str, float] | None
+    after: dict[str, float] | None
+    """On held-out prompts: reward, its parts, kl (nats per answer, from the reference), length, finished (share). None: interrupted before the first was known."""
 
 
 class Loop:
@@ -165,9 +166,10 @@ class Loop:
         config, device = self.config, self.model.norm.weight.device
         torch.manual_seed(config.seed)
         every, step, stopped, said = config.eval_every or max(1, steps // 5), 0, "finished", []
-        kept = Checkpoints(self.folder, config.keep_last)
+        kept, data = Checkpoints(self.folder, config.keep_last), fingerprint.fingerprint([prompt.ids for prompt in train])
         if config.resume:
             place, extra = kept.restore(learner.modules, learner.optimizers, said.append)
+            fingerprint.compare(extra.pop("data", None), data)
             if extra:
                 learner.restore(extra)
             step = place.step
@@ -176,23 +178,25 @@ class Loop:
         before = after = self._kept(0)
         random = random_state(device)                                                   # of the next round's start
         too_far = lambda found: config.kl_limit is not None and found["kl"] > config.kl_limit
+        due = lambda: step % every == 0 or step == steps
 
         def save() -> Path:
-            return kept.write(checkpoint.state_of(learner.modules, learner.optimizers, Place(step), random, learner.state()))
+            return kept.write(checkpoint.state_of(learner.modules, learner.optimizers, Place(step), random, {**learner.state(), "data": data}))
 
-        with Log(self.folder, steps, step, config.tensorboard, quiet) as log:
+        with alone(self.folder), Log(self.folder, steps, step, config.tensorboard, quiet) as log:
             for text in said:
                 log.say(text)
             try:
                 if before is None:
                     before = after = self.evaluate(judged, learner, 0)
                     log.evaluation(0, before)
-                if step and (step % every == 0 or step == steps):                       # cut short just before or in an evaluation?
-                    after = self._kept(step)
-                    if after is None:
-                        after = self.evaluate(judged, learner, step)
-                        log.evaluation(step, after)
-                    stopped = "kl" if too_far(after) else stopped
+                if step:
+                    found = self._kept(step)
+                    if found is None and due():                                         # cut short just before or in an evaluation
+                        found = self.evaluate(judged, learner, step)
+                        log.evaluation(step, found)
+                    if found is not None:
+                        after, stopped = found, "kl" if too_far(found) else stopped
                 while step < steps and stopped == "finished":
                     factor = learning_rate_factor(step, steps, round(config.warmup * steps), config.schedule, max(1, round(config.cooldown * steps)))
                     set_learning_rate(learner.optimizers, factor)
@@ -203,7 +207,7 @@ class Loop:
                         random = random_state(device)
                         log.step(step, numbers.pop("loss"), config.lr * factor, numbers.pop("grad_norm", 0.0), tokens, numbers)
                     memory.give_back()
-                    if step % every == 0 or step == steps:
+                    if due():
                         after = self.evaluate(judged, learner, step)
                         log.evaluation(step, after)
                         random = random_state(device)

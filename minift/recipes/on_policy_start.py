@@ -130,6 +130,8 @@ def same_tokens(own: Tokenizer, theirs: Tokenizer, who: str) -> None:
 def finish(begun: Start, config: OnPolicyConfig, outcome: Outcome, ratios: Tensor | None, quiet: bool) -> Path:
     """Write the adapter or model, samples.md and the pictures. ratios: of the last step's tokens, None if none was taken."""
     written = write_result(begun.model, begun.tokenizer, config, config.out, base=config.model)
+    if outcome.before is None:                                                         # interrupted before there was anything to show
+        return written
     write_samples(config.out)
     draw_rewards(config.out)
     if ratios is not None and config.passes * config.minibatches > 1:                  # else each is 1: nothing moved before they were taken

@@ -24,7 +24,7 @@ class Averages:
     """Of a model's trained parameters; float32 at least."""
 
     def __init__(self, model: nn.Module, decay: float):
-        self.decay, self.step = decay, 0
+        self.decay, self.step, self.kept = decay, 0, None
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.averages = {name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for name, p in self.weights.items()}
 
@@ -45,14 +45,20 @@ class Averages:
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Inside, the model has the averages for weights; after it, its own again, to the bit."""
-        kept = {name: p.detach().clone() for name, p in self.weights.items()}
+        self.kept = {name: p.detach().clone() for name, p in self.weights.items()}
         try:
             self.into_model()
             yield
         finally:
-            with torch.no_grad(), unbroken():
-                for name, p in self.weights.items():
-                    p.copy_(kept[name])
+            self.restore()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """The model's own weights, if it has the averages now. Also for whoever catches an interruption that came before `applied` could do it."""
+        with unbroken():
+            for name, p in self.weights.items() if self.kept else ():
+                p.copy_(self.kept[name])
+            self.kept = None
 
     def state_dict(self) -> dict:
         return {"step": self.step, "averages": self.averages}

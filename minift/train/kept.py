@@ -8,6 +8,7 @@ Proved in tests/train/test_kept.py; under SIGKILL in tests/train/test_kills.py. 
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -26,6 +27,8 @@ class Checkpoints:
 
     def __init__(self, run_folder: Path, keep_last: int = 2, keep_best: int = 1):
         self.folder, self.keep_last, self.keep_best = run_folder / "checkpoints", keep_last, keep_best
+        self.unreadable: dict[int, InputError] = {}
+        """Steps whose file does not even say what it holds, until `newest` sets them aside."""
         found = sorted(int(match[1]) for path in self.folder.glob("*") if (match := NAME.fullmatch(path.name)))
         self.scores: dict[int, float | None] = {step: self._score(step) for step in found}
         """step of each file -> its evaluation; the smaller, the better."""
@@ -64,21 +67,23 @@ class Checkpoints:
             except InputError as error:
                 damaged.append((step, error))
                 continue
-            for bad, error in damaged:
+            for bad, error in (dict(damaged) | self.unreadable).items():
                 say(f"{error}; going on from step {step}")
                 self._set_aside(bad)
+            self.unreadable.clear()
             return state
         if damaged:
             raise InputError(f"{damaged[0][1]}, and no earlier checkpoint in {self.folder} is whole: start again with --overwrite instead of --resume")
         return None
 
     def restore(self, model: nn.Module, optimizers: list, say: Callable[[str], None]) -> tuple[Place, dict]:
-        """Go on from the newest state: (where the run is, the recipe's own numbers); from the first step, if there is none yet."""
+        """Go on from the newest state: (where the run is, the recipe's own numbers); from the first step, if there is none yet. The best evaluation is that of a file."""
         state = self.newest(say)
         if state is None:
             say(f"no checkpoint in {self.folder} yet: starting from the first step")
             return Place(), {}
-        return checkpoint.restore(state, model, optimizers), state["extra"]
+        place = checkpoint.restore(state, model, optimizers)
+        return replace(place, best=self.scores.get(self.best_step())), state["extra"]
 
     def is_good(self, score: float | None) -> bool:
         """Would an evaluation like this be one of the best that are kept?"""
@@ -109,7 +114,8 @@ class Checkpoints:
     def _score(self, step: int) -> float | None:
         try:
             return state_file.head(self.file(step)).get("score")
-        except InputError:                                                     # `newest` will find out, if it matters
+        except InputError as error:
+            self.unreadable[step] = error
             return None
 
     def _delete(self, step: int) -> None:

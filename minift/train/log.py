@@ -25,7 +25,7 @@ class Log:
             kept = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= start]
             write_text(folder / "metrics.jsonl", "".join(kept))
         self.file = open(folder / "metrics.jsonl", "a", encoding="utf-8")
-        self.board = _board(folder) if tensorboard else None
+        self.board = _board(folder, start) if tensorboard else None
         self.console = Console(quiet=quiet)
         self.progress = Progress(
             TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[note]}"),
@@ -83,9 +83,10 @@ def read_metrics(folder: str | Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def _board(folder: Path):
+def _board(folder: Path, start: int):
+    """TensorBoard's writer; what an earlier start has written of the steps behind `start` is not shown."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard, or leave the option out") from error
-    return SummaryWriter(folder)
+    return SummaryWriter(folder, purge_step=start + 1)

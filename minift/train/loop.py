@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from minift.data.batches import Batch
 from minift.errors import InputError
-from minift.train import checkpoint, memory
+from minift.train import checkpoint, fingerprint, memory
+from minift.train.alone import alone
 from minift.train.checkpoint import Place, random_state
 from minift.train.ema import Averages
 from minift.train.kept import Checkpoints
@@ -72,7 +73,7 @@ def fit(
 ) -> Outcome:
     """Train the model's trainable parameters in place.
 
-    epoch_batches(n) gives the micro-batches of epoch n, the same ones each time it is asked. evaluate() returns named values of
+    epoch_batches(n) gives the micro-batches of epoch n, the same ones each time it is asked, as many in each. evaluate() returns named values of
     whose cost (the "loss", unless said) the best one has least of. after_step(step, steps) is called while the gradients are still there. An evaluation at which
     counts(step, steps) is False cannot be the best one. metrics() is asked after each step for what else its line should hold; unit: what
     a batch's targets are. Checkpoints and metrics.jsonl go to `folder`. Raises FloatingPointError at a loss that is not
@@ -88,11 +89,14 @@ def fit(
     holes = memory.Holes()
     stateful = [*optimizers, averages] if averages else optimizers
     measured = averages.applied if averages else contextlib.nullcontext
-    per_epoch, steps = planned(config, len(epoch_batches(0)))
+    first = epoch_batches(0)
+    (per_epoch, steps), data = planned(config, len(first)), fingerprint.fingerprint(first)
+    del first
     eval_every = config.eval_every or per_epoch
     kept, place, said, stopped = Checkpoints(folder, config.keep_last, config.keep_best), Place(), [], "finished"
     if resume:
-        place, _ = kept.restore(model, stateful, said.append)
+        place, extra = kept.restore(model, stateful, said.append)
+        fingerprint.compare(extra.get("data"), data)
     else:
         kept.begin()
     random = random_state(device)                                             # of the next step's start: what an interrupted one begins with again
@@ -103,7 +107,7 @@ def fit(
     tired = lambda: config.patience and place.bad >= config.patience
 
     def save() -> Path:
-        return kept.write(checkpoint.state_of(model, stateful, place, random))
+        return kept.write(checkpoint.state_of(model, stateful, place, random, {"data": data}))
 
     def look() -> None:
         """Evaluate the weights, and take note of how good they are."""
@@ -116,13 +120,13 @@ def fit(
         with unbroken():
             log.evaluation(place.step, values)
             place.evaluated = place.step
-            if counts is None or counts(place.step, steps):
-                place.score = float(cost(values))
+            if (counts is None or counts(place.step, steps)) and math.isfinite(score := float(cost(values))):     # of equal rows there is no correlation
+                place.score = score
                 place.best, place.bad = (place.score, 0) if place.best is None or place.score < place.best else (place.best, place.bad + 1)
             random = random_state(device)
 
     bf16 = chosen(config.precision, device.type) == "bf16"
-    with Log(folder, steps, place.step, config.tensorboard, quiet, unit) as log, laps(
+    with alone(folder), Log(folder, steps, place.step, config.tensorboard, quiet, unit) as log, laps(
         config.profile, folder, model, optimizers, averages, place.step, steps, bf16, log.say
     ) as lap:
         for text in said:
@@ -176,6 +180,8 @@ def fit(
             stopped = "interrupted"
             for optimizer in optimizers:
                 optimizer.zero_grad()
+            if averages:
+                averages.restore()
             log.say(f"interrupted after step {place.step} of {steps}; saved to {save()}. Run the same command with --resume to go on")
     if place.best is not None and stopped != "interrupted" and kept.best_step() != place.step:
         state = kept.best(("parameters", "optimizers") if averages else ("parameters",))
@@ -189,12 +195,14 @@ def fit(
 
 
 def _windows(epoch_batches, accumulate: int, per_epoch: int, step: int, steps: int) -> Iterator[Sequence[Batch]]:
-    """The micro-batches of each optimizer step from `step` on; the last window of an epoch may be shorter."""
+    """The micro-batches of each optimizer step from `step` on; the last window of an epoch may be shorter. ValueError for an epoch of more or fewer steps than the first."""
     batches, epoch = [], -1
     while step < steps:
         if step // per_epoch != epoch:
             epoch = step // per_epoch
             batches = epoch_batches(epoch)
+            if math.ceil(len(batches) / accumulate) != per_epoch:
+                raise ValueError(f"epoch {epoch} has {len(batches)} micro-batches, {math.ceil(len(batches) / accumulate)} steps of {accumulate}; the first had {per_epoch} steps")
         place = (step % per_epoch) * accumulate
         yield batches[place : place + accumulate]
         step += 1

@@ -74,6 +74,8 @@ def remembered(optimizer: torch.optim.Optimizer, p: Tensor, group: dict) -> int:
         return each * (n if p.ndim < 2 else n // p.shape[-1] + n // p.shape[-2])
     if isinstance(optimizer, GaLore) and projected(p, group["rank"]):
         return each * group["rank"] * (min(p.shape) + 2 * max(p.shape))
+    if isinstance(optimizer, torch.optim.SGD) and not group["momentum"]:
+        return 0
     if isinstance(optimizer, (Lion, torch.optim.SGD, torch.optim.Muon)):
         return n * (each if isinstance(optimizer, Lion) else p.itemsize)
     number = 4 if isinstance(optimizer, torch.optim.AdamW) else 0                    # of the step, a tensor

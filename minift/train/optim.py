@@ -104,11 +104,10 @@ def sgd(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, fl
 
 
 def inner_and_outer(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Of what trains, the weights of the linears inside the blocks (not the head, nor what is an embedding too), and the rest."""
-    inner = {id(m.weight) for name, m in model.named_modules() if isinstance(m, nn.Linear) and name != "head" and m.weight.requires_grad}
-    outer = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    """Of what trains, the weights of the linears inside the blocks (not the head's, a scorer's or a pooler's), and the rest."""
+    inner = {id(m.weight) for name, m in model.named_modules() if isinstance(m, nn.Linear) and "blocks" in name.split(".")}
     trained = [p for p in model.parameters() if p.requires_grad]
-    return [p for p in trained if id(p) in inner - outer], [p for p in trained if id(p) not in inner - outer]
+    return [p for p in trained if id(p) in inner], [p for p in trained if id(p) not in inner]
 
 
 def muon(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> list[torch.optim.Optimizer]:

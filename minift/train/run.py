@@ -1,6 +1,6 @@
 """The folder of one run: its resolved settings, metrics, checkpoints and results.
 
-    config.json      every setting the run used, defaults included, the versions of Python and torch, and the arithmetic "auto" chose
+    config.json      every setting the run used, defaults included, where they were told, the versions of Python and torch, and the arithmetic "auto" chose
     metrics.jsonl    one line per optimizer step and per evaluation
     checkpoints/     to go on from, and the best one (kept.py)
 
@@ -21,6 +21,8 @@ import torch
 from minift.errors import InputError
 from minift.files import refuse_if_used, write_text
 from minift.train import precision
+from minift.train.alone import alone
+from minift.train.settings import Told, differing
 
 CONFIG = "config.json"
 FREE_TO_CHANGE = {"resume", "overwrite", "epochs", "max_steps", "patience", "save_every", "keep_last", "keep_best", "tensorboard",
@@ -33,25 +35,26 @@ def open_run(folder: str | Path, verb: str, config, overwrite: bool = False, res
 
     Whatever can be refused before a run should have been refused by now: this is where an earlier run is given up."""
     folder = Path(folder)
-    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    if settings.get("tensorboard") and importlib.util.find_spec("tensorboard") is None:
+    now = Told(_settings(dataclasses.asdict(config)), os.getcwd())
+    if now.settings.get("tensorboard") and importlib.util.find_spec("tensorboard") is None:
         raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard, or leave the option out")
     if resume and overwrite:
         raise InputError("--resume goes on with a run and --overwrite gives it up: choose one of them")
     device = torch.device(getattr(config, "device", "cpu")).type
     if resume:
-        before = _same_settings(folder, verb, settings)
-        if before.get("arithmetic") in ("fp32", "bf16"):
-            precision.recall(device, before["arithmetic"])
+        _same_settings(folder, verb, now, config)
+        with alone(folder):
+            recall_arithmetic(folder, device)
     else:
         for left in folder.glob(f".{CONFIG}.writing"):                         # by a run that was killed before it had a config.json
             left.unlink()
         refuse_if_used(folder, overwrite)
         if folder.is_dir():
-            _remove_run(folder, config)
+            with alone(folder):
+                _remove_run(folder, config)
         folder.mkdir(parents=True, exist_ok=True)
-    content: dict = {"verb": verb, "settings": settings, "versions": {"python": platform.python_version(), "torch": torch.__version__}}
-    if settings.get("precision") == "auto":
+    content = {"verb": verb, "settings": now.settings, "cwd": now.cwd, "versions": {"python": platform.python_version(), "torch": torch.__version__}}
+    if now.settings.get("precision") == "auto":
         content["arithmetic"] = precision.chosen("auto", device)
     write_text(folder / CONFIG, json.dumps(content, indent=2) + "\n")
     return folder
@@ -66,7 +69,14 @@ def _remove_run(folder: Path, config) -> None:
             raise InputError(f"{inside} (--{field.name.replace('_', '-')}) lies in {folder}, which would be emptied first: name another folder with --out")
     if any(folder.iterdir()) and verb_of(folder) is None:
         raise InputError(f"{folder} has content but no config.json of a run: --overwrite replaces runs only; name another folder")
-    shutil.rmtree(folder)
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == CONFIG):             # that last: killed before, it is still known for a run
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def recall_arithmetic(folder: str | Path, device: torch.device | str = "cpu") -> None:
+    """What "auto" chose at the first start of the run in the folder, if there was one, holds from now on."""
+    if verb_of(folder) is not None and (arithmetic := _content(Path(folder)).get("arithmetic")) in ("fp32", "bf16"):
+        precision.recall(torch.device(device).type, arithmetic)
 
 
 def _paths(value) -> Iterator[str]:
@@ -98,33 +108,31 @@ def verb_of(folder: str | Path) -> str | None:
     return content.get("verb") if isinstance(content, dict) and isinstance(content.get("settings"), dict) else None
 
 
-def _same(before, now, places: tuple) -> bool:
-    """Are two values of an option the same? Also if they are a server at two addresses, or a path that was moved together with the run's folder, or is told from elsewhere.
-
-    places: of that folder, before and now."""
-    if before == now:
-        return True
-    if isinstance(before, str) and isinstance(now, str):
-        servers = all(value.startswith(("http://", "https://")) for value in (before, now))
-        return servers or all((before, now, *places)) and os.path.relpath(before, places[0]) == os.path.relpath(now, places[1])
-    if isinstance(before, dict) and isinstance(now, dict):
-        return _same(list(before.values()), list(now.values()), places) and _same(list(before), list(now), places)
-    both = isinstance(before, list) and isinstance(now, list)
-    return both and len(before) == len(now) and all(_same(one, other, places) for one, other in zip(before, now))
-
-
-def _same_settings(folder: Path, verb: str, settings: dict) -> dict:
-    """The content of the first start's config.json, if this one may go on with it."""
-    before = verb_of(folder)
-    if before is None:
+def _same_settings(folder: Path, verb: str, now: Told, config) -> None:
+    """Raises InputError if the run in the folder may not go on with these settings."""
+    kind = verb_of(folder)
+    if kind is None:
         raise InputError(f"{folder} holds no run to go on with (no readable config.json): start without --resume")
-    if before != verb:
-        raise InputError(f"{folder} is a run of `{before}`, not of `{verb}`: name another folder")
-    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if kind != verb:
+        raise InputError(f"{folder} is a run of `{kind}`, not of `{verb}`: name another folder")
+    content = _content(folder)
     old = content["settings"]
-    places = old.get("out"), settings.get("out")
-    differing = [name for name in settings if name not in FREE_TO_CHANGE and not _same(old.get(name), settings[name], places)]
-    if differing:
-        changes = ", ".join(f"{name} was {old.get(name)!r}, is {settings[name]!r}" for name in differing)
+    defaults = _settings({field.name: _default(field) for field in dataclasses.fields(config)})
+    names = [name for name in differing(Told(old, content.get("cwd", now.cwd)), now, defaults) if name not in FREE_TO_CHANGE]
+    if names:
+        changes = ", ".join(f"{name} was {old.get(name, defaults.get(name))!r}, is {now.settings[name]!r}" for name in names)
         raise InputError(f"a resumed run keeps its settings: {changes}")
-    return content
+
+
+def _default(field: dataclasses.Field):
+    made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return None if made is dataclasses.MISSING else made
+
+
+def _settings(values: dict) -> dict:
+    """As they come back from config.json."""
+    return json.loads(json.dumps(values, default=str))
+
+
+def _content(folder: Path) -> dict:
+    return json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ MUTANTS = [
     Mutant("loop_tells_after_the_gradients_are_gone", "minift/train/loop.py",
            "                    if after_step is not None:\n", "                    for optimizer in optimizers:\n                        optimizer.zero_grad(set_to_none=True)\n                    if after_step is not None:\n",
            "tests/train/test_loop.py"),
-    Mutant("unsettled_adapter_may_be_the_best", "minift/train/loop.py", "if counts is None or counts(place.step, steps):", "if True:", "tests/train/test_loop.py"),
+    Mutant("unsettled_adapter_may_be_the_best", "minift/train/loop.py", "if (counts is None or counts(place.step, steps)) and", "if True and", "tests/train/test_loop.py"),
     Mutant("adalora_settled_too_early", "minift/peft/adalora.py", "return step >= self.schedule(steps)[1]", "return step >= self.schedule(steps)[0]", HOOKS),
     Mutant("checkpoint_forgets_running_averages", "minift/train/checkpoint.py", "        buffer.copy_(saved[name])", "        pass", "tests/train/test_checkpoint.py"),
     Mutant("penalty_once_per_batch_not_per_token", "minift/recipes/sft.py", "total + asked * targets", "total + asked", NAMES),

@@ -106,7 +106,9 @@ MUTANTS = [
     Mutant("loop_resumes_with_the_first_prompts", LOOP, "step = place.step", "step = 0", GROUPS),
     Mutant("loop_resume_forgets_the_learner", LOOP, "                learner.restore(extra)\n", "                pass\n", GROUPS),
     Mutant("loop_resume_measures_the_beginning_again", LOOP, "before = after = self._kept(0)", "before = after = None", LOOPS),
-    Mutant("loop_resume_measures_a_step_twice", LOOP, "after = self._kept(step)\n", "after = None\n", LOOPS),
+    Mutant("loop_resume_measures_a_step_twice", LOOP, "found = self._kept(step)\n", "found = None\n", LOOPS),
+    Mutant("loop_resume_asks_only_where_an_evaluation_is_due_now", LOOP, "found = self._kept(step)\n", "found = self._kept(step) if due() else None\n", LOOPS),
+    Mutant("loop_interrupted_twice_forgets_what_it_knew", LOOP, "found = self._kept(step)\n", "found = after = self._kept(step)\n", LOOPS),
     Mutant("loop_interruption_is_not_saved", LOOP, "; saved to {save()}. Run", "; saved to {kept.folder}. Run", GROUPS),
     Mutant("loop_interrupted_in_the_middle_of_an_update", LOOP, "with unbroken():", "if True:", LOOPS),
     Mutant("loop_goes_on_beyond_its_limit", LOOP, 'save()\n                        stopped = "kl" if too_far(after) else stopped', "save()", GROUPS),
@@ -118,6 +120,7 @@ MUTANTS = [
     Mutant("loop_measures_distance_by_token", LOOP, "per_answer(logprobs_of(self.model, rollout, *self.how) - reference, rollout.lengths).mean()",
            "(logprobs_of(self.model, rollout, *self.how) - reference).mean()", LOOPS),
     # before and after it
+    Mutant("finish_shows_what_was_never_measured", START, "    if outcome.before is None: ", "    if False: ", LOOPS),
     Mutant("start_learns_from_held_out_prompts", START, "asks(train, tokenizer)", "asks([*train, *valid], tokenizer)", LOOPS),
     Mutant("start_judges_by_prompts_it_learns_from", START, "asks(spread(valid, config.judged), tokenizer)",
            "asks(spread(train, config.judged), tokenizer)", LOOPS),

@@ -22,6 +22,7 @@ MUTANTS = [
     Mutant("checkpointing_saves_nothing", KINDS, "(stream if checkpointing else one)", "one", TEST_KINDS),
     Mutant("frozen_blocks_keep_theirs", KINDS, "learn.index(True) if True in learn else len(learn)", "0", TEST_KINDS),
     Mutant("galore_remembers_both_sides", KINDS, "(min(p.shape) + 2 * max(p.shape))", "(2 * min(p.shape) + 2 * max(p.shape))", TEST_KINDS),
+    Mutant("sgd_always_remembers", KINDS, '    if isinstance(optimizer, torch.optim.SGD) and not group["momentum"]:\n        return 0\n', "", TEST_KINDS),
     Mutant("averages_are_not_foretold", KINDS, ' for p in group["params"]) + size_of(averages),', ' for p in group["params"]),', TEST_KINDS),
     Mutant("averages_weigh_nothing", PROFILE, "size_of([*state_tensors(self.optimizers), *self.averages])", "size_of(state_tensors(self.optimizers))", TEST_KINDS),
     Mutant("utilisation_of_other_lengths", PAGE, 'flop = found["flop"] * (found["tokens"] / tokens if tokens else 1.0)', 'flop = found["flop"]', TEST_PAGE),

@@ -4,10 +4,12 @@ from tests.mutants.mutant import Mutant
 
 LOOP, KEPT, FILE, STATE, RUN = "minift/train/loop.py", "minift/train/kept.py", "minift/train/state_file.py", "minift/train/checkpoint.py", "minift/train/run.py"
 FILES, ON_POLICY, PRECISION = "minift/files.py", "minift/recipes/on_policy.py", "minift/train/precision.py"
+SETTINGS, ALONE, DATA = (f"minift/train/{name}.py" for name in ("settings", "alone", "fingerprint"))
 RESUME, TEST_KEPT, TEST_FILE, TEST_RUN, TEST_STATE = (f"tests/train/test_{name}.py" for name in ("resume", "kept", "state_file", "run", "checkpoint"))
+TEST_SETTINGS, TEST_ALONE, TEST_DATA, TEST_LOOP, TEST_EMA = (f"tests/train/test_{name}.py" for name in ("settings", "alone", "fingerprint", "loop", "ema"))
 
 MUTANTS = [
-    Mutant("the_random_state_of_the_interruption", LOOP, "checkpoint.state_of(model, stateful, place, random)", "checkpoint.state_of(model, stateful, place)", RESUME),
+    Mutant("the_random_state_of_the_interruption", LOOP, "checkpoint.state_of(model, stateful, place, random,", "checkpoint.state_of(model, stateful, place, None,", RESUME),
     Mutant("the_random_state_of_the_runs_start", LOOP, "place.step, place.score, random = place.step + 1, None, random_state(device)",
            "place.step, place.score = place.step + 1, None", RESUME),
     Mutant("an_evaluations_random_numbers_drawn_twice", LOOP, "            random = random_state(device)\n\n", "\n", RESUME),
@@ -40,10 +42,31 @@ MUTANTS = [
     Mutant("the_gpus_random_state_is_lost", STATE, 'torch.cuda.set_rng_state(state["cuda"], device)', "pass", TEST_STATE),
     Mutant("the_given_random_state_is_ignored", STATE, "random or random_state(", "random_state(", TEST_STATE),
     Mutant("only_some_options_are_protected", RUN, "for field in dataclasses.fields(config):", 'for field in [f for f in dataclasses.fields(config) if f.name in ("model", "data", "tokenizer")]:', TEST_RUN),
+    Mutant("another_start_measures_again", RUN, "precision.recall(torch.device(device).type, arithmetic)", "pass", TEST_RUN),
+    Mutant("a_run_forgets_where_it_was_told", RUN, 'Told(old, content.get("cwd", now.cwd))', "Told(old, now.cwd)", TEST_RUN),
+    Mutant("new_options_had_no_default", SETTINGS, "before.settings.get(name, defaults.get(name))", "before.settings.get(name)", TEST_SETTINGS),
+    Mutant("a_runs_name_goes_before_its_files", RUN, "key=lambda entry: entry.name == CONFIG", "key=lambda entry: entry.name != CONFIG", TEST_RUN),
+    Mutant("links_are_followed", RUN, "if entry.is_dir() and not entry.is_symlink() else", "if entry.is_dir() else", TEST_RUN),
+    Mutant("two_give_up_one_run", RUN, "            with alone(folder):\n                _remove_run(folder, config)", "            _remove_run(folder, config)", TEST_RUN),
+    Mutant("any_path_was_moved", SETTINGS, " or os.path.relpath(was, before.out) == os.path.relpath(present, now.out)", " or True", TEST_SETTINGS),
+    Mutant("no_path_was_moved", SETTINGS, " or os.path.relpath(was, before.out) == os.path.relpath(present, now.out)", "", TEST_SETTINGS),
+    Mutant("only_the_keys_of_a_pair_are_compared", SETTINGS, "_same([*old.keys(), *old.values()], [*new.keys(), *new.values()], before, now)", "_same(list(old), list(new), before, now)", TEST_SETTINGS),
+    Mutant("words_are_paths", SETTINGS, '(old, new)) or not os.path.exists(present):', "(old, new)):", TEST_SETTINGS),
+    Mutant("the_same_word_leads_to_the_same_place", SETTINGS, "return old == new and not os.path.exists(was)", "return old == new", TEST_SETTINGS),
+    Mutant("any_option_may_be_a_server", SETTINGS, "or name in SERVED and _servers", "or _servers", TEST_SETTINGS),
+    Mutant("two_processes_in_one_folder", ALONE, "LOCKS.LOCK_EX | LOCKS.LOCK_NB", "LOCKS.LOCK_SH | LOCKS.LOCK_NB", TEST_ALONE),
+    Mutant("a_disk_without_locks_is_no_place", ALONE, "    except OSError:\n        return True", "    except OSError:\n        return False", TEST_ALONE),
+    Mutant("the_loop_lets_others_in", LOOP, "with alone(folder), Log(", "with Log(", TEST_LOOP),
+    Mutant("other_data_go_on", LOOP, '        fingerprint.compare(extra.get("data"), data)\n', "", TEST_LOOP),
+    Mutant("data_without_their_order", DATA, '        digest.update(f"[{len(value)} ".encode())\n', '        value = sorted(value, key=str)\n', TEST_DATA),
+    Mutant("data_without_their_shape", DATA, "{value.dtype} {tuple(value.shape)} ", "{value.dtype} {value.numel()} ", TEST_DATA),
+    Mutant("computed_numbers_are_data", DATA, "if not value.is_floating_point():", "if True:", TEST_DATA),
+    Mutant("no_correlation_is_the_best", LOOP, " and math.isfinite(score := float(cost(values))):", " and [score := float(cost(values))]:", TEST_LOOP),
+    Mutant("an_epoch_may_be_shorter", LOOP, "if math.ceil(len(batches) / accumulate) != per_epoch:", "if False:", TEST_LOOP),
+    Mutant("averages_stay_after_an_interruption", LOOP, "            if averages:\n                averages.restore()\n", "", TEST_EMA),
+    Mutant("a_lost_best_one_is_still_the_best", KEPT, "replace(place, best=self.scores.get(self.best_step()))", "place", TEST_KEPT),
+    Mutant("a_damaged_best_one_goes_unsaid", KEPT, "(dict(damaged) | self.unreadable).items()", "damaged", TEST_KEPT),
     Mutant("paths_in_pairs_are_not_protected", RUN, "yield from _paths([*value.keys(), *value.values()])", "yield from _paths(list(value.values()))", TEST_RUN),
-    Mutant("any_path_was_moved", RUN, " == os.path.relpath(now, places[1])", "", TEST_RUN),
-    Mutant("only_the_keys_of_a_pair_are_compared", RUN, "_same(list(before.values()), list(now.values()), places) and ", "", TEST_RUN),
-    Mutant("another_start_measures_again", RUN, 'precision.recall(device, before["arithmetic"])', "pass", TEST_RUN),
     Mutant("what_was_recalled_is_forgotten", PRECISION, "(_recalled.get(device_type) or fastest(device_type))", "fastest(device_type)", "tests/train/test_precision.py"),
-    Mutant("a_limit_that_was_passed_is_forgotten", ON_POLICY, '                    stopped = "kl" if too_far(after) else stopped\n                while', "                while", "tests/recipes/test_grpo.py"),
+    Mutant("a_limit_that_was_passed_is_forgotten", ON_POLICY, 'after, stopped = found, "kl" if too_far(found) else stopped', "after = found", "tests/recipes/test_grpo.py"),
 ]    # fmt: skip

@@ -16,6 +16,7 @@ MUTANTS = [
            "_windows(epoch_batches, config.accumulate, per_epoch, 0, steps - place.step)", TEST_LOOP),
     Mutant("nan_reaches_the_weights", LOOP, "if not math.isfinite(total) or not torch.isfinite(norm):", "if False:", TEST_LOOP),
     Mutant("last_weights_returned_for_the_best", LOOP, "        checkpoint.load_parameters(model, state[\"parameters\"])", "        pass", TEST_LOOP),
+    Mutant("muon_takes_the_head", OPTIM, 'isinstance(m, nn.Linear) and "blocks" in name.split(".")}', 'isinstance(m, nn.Linear) and name != "head"}', "tests/train/test_optim.py"),
     Mutant("norms_and_biases_decayed", OPTIM, "weight_decay if p.ndim >= 2 else 0.0)", "weight_decay)", "tests/train/test_optim.py"),
     Mutant("decay_inside_the_gradient", OPTIM, "[AdamW(parameter_groups(model, lr, weight_decay)", "[torch.optim.Adam(parameter_groups(model, lr, weight_decay)", "tests/train/test_optim.py"),
     Mutant("warmup_starts_at_zero", OPTIM, "return (step + 1) / warmup", "return step / warmup", "tests/train/test_optim.py"),

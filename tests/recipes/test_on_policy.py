@@ -403,12 +403,12 @@ def test_a_reward_that_fails_stops_the_run_which_goes_on_once_it_is_mended(learn
 @pytest.mark.parametrize("options", [
     ["--passes", 2, "--minibatches", 3], ["--algorithm", "reinforce", "--group", 1], ["--method", "full", "--lr", 1e-3], ["--algorithm", "rloo", "--save-every", 1],
 ], ids=str)    # fmt: skip
-@pytest.mark.parametrize("place", ["rollout", "update", "evaluation", "last evaluation"])
+@pytest.mark.parametrize("place", ["first evaluation", "rollout", "update", "evaluation", "last evaluation"])
 def test_a_run_that_was_cut_short_anywhere_ends_where_a_whole_one_ends(learn, tmp_path, monkeypatch, options, place):
     options = [*options, "--eval-every", 2]
     assert learn(*options, out="whole")[0] == 0
-    home, name, when = {"rollout": (on_policy.Loop, "answer", 3), "update": (grpo, "take_step", None), "evaluation": (on_policy.Loop, "evaluate", 2),
-                        "last evaluation": (on_policy.Loop, "evaluate", 3)}[place]    # fmt: skip
+    home, name, when = {"first evaluation": (on_policy.Loop, "evaluate", 1), "rollout": (on_policy.Loop, "answer", 3), "update": (grpo, "take_step", None),
+                        "evaluation": (on_policy.Loop, "evaluate", 2), "last evaluation": (on_policy.Loop, "evaluate", 3)}[place]    # fmt: skip
     honest, calls = getattr(home, name), []
 
     def cut(*given):
@@ -420,12 +420,31 @@ def test_a_run_that_was_cut_short_anywhere_ends_where_a_whole_one_ends(learn, tm
         return honest(*given)
 
     monkeypatch.setattr(home, name, cut)
-    status, said, _ = learn(*options)
-    after = {"rollout": 2, "update": 1 if "--minibatches" in options else 3, "evaluation": 2, "last evaluation": 4}[place]
-    assert status == 1 and f"interrupted after step {after} of 4" in said
+    status, said, complaint = learn(*options)
+    after = {"first evaluation": 0, "rollout": 2, "update": 1 if "--minibatches" in options else 3, "evaluation": 2, "last evaluation": 4}[place]
+    assert status == 1 and f"interrupted after step {after} of 4" in said and not complaint
+    assert all(((tmp_path / "run" / file).exists(), "held-out reward" in said) == (after > 0,) * 2 for file in ("samples.md", "rewards.png"))
     monkeypatch.undo()
     status, _, complaint = learn(*options, "--resume")
     assert status == 0, complaint
+    equal(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_resumed_run_may_be_interrupted_in_the_same_evaluation_again(learn, tmp_path, monkeypatch):
+    assert learn("--eval-every", 2, out="whole")[0] == 0
+    honest = on_policy.Loop.evaluate
+
+    def cut(self, judged, learner, step):
+        if step == 2:
+            raise KeyboardInterrupt
+        return honest(self, judged, learner, step)
+
+    monkeypatch.setattr(on_policy.Loop, "evaluate", cut)
+    for more in ((), ("--resume",)):
+        status, said, complaint = learn("--eval-every", 2, *more)
+        assert status == 1 and "interrupted after step 2 of 4" in said and not complaint
+    monkeypatch.undo()
+    assert learn("--eval-every", 2, "--resume")[0] == 0
     equal(tmp_path / "whole", tmp_path / "run")
 
 
@@ -448,6 +467,16 @@ def test_a_run_killed_before_its_first_checkpoint_or_with_a_damaged_one_ends_whe
 def test_a_finished_run_that_is_resumed_for_longer_goes_on(learn, tmp_path):
     assert learn("--schedule", "constant")[0] == learn("--schedule", "constant", "--resume", "--max-steps", 8)[0] == 0
     assert [line["step"] for line in steps(tmp_path / "run")] == list(range(1, 9)) and [line["step"] for line in held_out(tmp_path / "run")] == [0, 4, 8]
+
+
+def test_a_run_that_went_too_far_stays_stopped_when_it_is_resumed_for_longer(learn, tmp_path):
+    """Any distance is too far. Of 10 rounds every second is judged, of 20 every fourth."""
+    options = ("--eval-every", 0, "--kl-limit", -99)
+    status, said, _ = learn(*options, "--max-steps", 10)
+    assert status == 0 and "stopped at step 2" in said and [line["step"] for line in held_out(tmp_path / "run")] == [0, 2]
+    status, again, _ = learn(*options, "--max-steps", 20, "--resume")
+    assert status == 0 and "stopped at step 2" in again and len(steps(tmp_path / "run")) == 2
+    assert again.splitlines()[-1] == said.splitlines()[-1]                          # before -> after, and how far away
 
 
 # ---- it learns

@@ -1,5 +1,6 @@
 """Averages of the weights: by hand, what is measured and kept with them, and the same after a stop."""
 
+import itertools
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from minift.data.batches import pad
 from minift.errors import InputError
 from minift.folder import load
 from minift.recipes.sft import Config, choose_parameters
+from minift.train import ema
 from minift.train.ema import Averages
 from minift.train.loop import LoopConfig, fit
 from tests.train.test_loop import EIGHT, Bigram, exact_loss
@@ -46,6 +48,32 @@ def test_inside_the_model_has_the_averages_and_after_it_its_weights_to_the_bit()
     assert torch.equal(layer.weight, before)
     averages.into_model()
     assert layer.weight.item() == pytest.approx((0.7 + 0.9 * 0.3) / 1.9)
+
+
+def test_an_interruption_just_behind_an_evaluation_leaves_the_weights(tmp_path, monkeypatch):
+    class Early:
+        """Ctrl-C where no block protects from it yet."""
+        left = 1
+
+        def __enter__(self):
+            Early.left -= 1
+            if Early.left == 0:
+                raise KeyboardInterrupt
+
+        def __exit__(self, *error):
+            pass
+
+    falling = itertools.count(99, -1)                                              # so the last weights are the result
+
+    def run(name, **more):
+        return train(tmp_path / name, lambda: {"loss": next(falling)}, ema=0.8, eval_every=2, **more)
+
+    whole, _ = run("whole")
+    monkeypatch.setattr(ema, "unbroken", Early)
+    _, outcome = run("cut")
+    assert outcome.stopped == "interrupted" and outcome.steps == 2
+    parts, _ = run("cut", resume=True, seed=99)
+    assert torch.equal(whole.table, parts.table)
 
 
 def test_only_what_trains_is_averaged_and_small_dtypes_in_float32():

@@ -163,3 +163,20 @@ def test_a_best_one_that_cannot_be_read_says_how_to_go_on(tmp_path):
         kept.best(("parameters",))
     kept.file(1).unlink()
     assert Checkpoints(tmp_path).best()["step"] == 2
+
+
+def test_a_damaged_best_one_is_told_of_and_set_aside_when_the_run_goes_on(tmp_path):
+    kept, said, model = Checkpoints(tmp_path), [], nn.Linear(2, 1)
+    for step, score in [(2, 0.5), (4, 0.9), (6, None), (8, None)]:
+        kept.write(state(step, score) | {"best": 0.5})
+    kept.write(state(10, 0.8) | {"best": 0.5})
+    assert steps(kept) == [2, 8, 10]
+    file = kept.file(2)
+    file.write_bytes(file.read_bytes()[:20])
+    again = Checkpoints(tmp_path)
+    place, _ = again.restore(model, [torch.optim.SGD(model.parameters(), lr=1.0)], said.append)
+    assert place.step == 10 and place.best == 0.8                                              # 0.5 is of a file that is no more
+    assert len(said) == 1 and "step-2.safetensors is cut short" in said[0] and "going on from step 10" in said[0]
+    assert file.with_name("step-2.safetensors.damaged").exists() and not file.exists()
+    again.write(state(12, 0.7))
+    assert again.best_step() == 12

@@ -1,6 +1,8 @@
 import importlib.util
 import io
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -103,6 +105,15 @@ def test_tensorboard_without_its_package_is_explained(tmp_path):
         Log(tmp_path, steps=1, tensorboard=True)
 
 
+@pytest.mark.parametrize("start", [0, 4])
+def test_tensorboard_does_not_show_the_steps_that_are_taken_again(tmp_path, monkeypatch, start):
+    made = []
+    package = SimpleNamespace(SummaryWriter=lambda *given, **named: made.append((given, named)) or SimpleNamespace(close=lambda: None))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
+    with Log(tmp_path, steps=9, start=start, tensorboard=True, quiet=True):
+        assert made == [((tmp_path,), {"purge_step": start + 1})]
+
+
 def test_tensorboard_gets_every_number(tmp_path, monkeypatch):
     class Board:
         got, closed = [], False
@@ -114,7 +125,7 @@ def test_tensorboard_gets_every_number(tmp_path, monkeypatch):
             self.closed = True
 
     board = Board()
-    monkeypatch.setattr(module, "_board", lambda folder: board)
+    monkeypatch.setattr(module, "_board", lambda folder, start: board)
     with Log(tmp_path, steps=2, tensorboard=True, quiet=True) as log:
         log.evaluation(1, {"loss": 2.0})
     assert board.got == [("step", 1, 1), ("eval_loss", 2.0, 1)] and board.closed

@@ -196,3 +196,46 @@ def test_trap37_a_step_that_is_cut_short_is_taken_again_with_the_same_random_num
     model, config = Bigram(seed=99), LoopConfig(lr=0.1, epochs=1, precision="fp32", clip=0, accumulate=2)
     fit(model, lambda epoch: batches, with_dropout, config, tmp_path / "cut", resume=True, quiet=True)
     assert torch.equal(model.table, whole.table)
+
+
+def test_an_evaluation_without_a_cost_is_never_the_best(tmp_path):
+    costs, seen, model = iter([math.nan, -0.5, -0.9, -0.8]), [], Bigram()
+    tell = lambda step, steps: seen.append(model.table.detach().clone())
+    config = LoopConfig(lr=0.1, epochs=1, precision="fp32", clip=0, eval_every=1, keep_last=1, patience=3)
+    batches = [pad([example]) for example in EIGHT[:4]]
+    outcome = fit(model, lambda epoch: batches, exact_loss, config, tmp_path / "run", lambda: {"loss": 1.0}, quiet=True, after_step=tell, cost=lambda values: next(costs))
+    assert outcome.best == -0.9 and outcome.stopped == "finished" and torch.equal(model.table, seen[2])
+
+
+def test_with_no_cost_at_all_the_last_weights_are_the_result(tmp_path):
+    model, config = Bigram(), LoopConfig(lr=0.1, epochs=1, precision="fp32", eval_every=1, patience=1)
+    batches = [pad([example]) for example in EIGHT[:4]]
+    outcome = fit(model, lambda epoch: batches, exact_loss, config, tmp_path / "run", lambda: {"loss": 1.0}, quiet=True, cost=lambda values: math.nan)
+    assert outcome.best is None and outcome.steps == 4 and Checkpoints(tmp_path / "run").best_step() is None
+
+
+def test_epochs_of_other_lengths_are_no_epochs_of_this_loop(tmp_path):
+    epochs = [[pad([example]) for example in EIGHT[:n]] for n in (4, 2)]
+    with pytest.raises(ValueError, match="epoch 1 has 2 micro-batches, 1 steps of 2; the first had 2 steps"):
+        fit(Bigram(), lambda epoch: epochs[epoch], exact_loss, LoopConfig(epochs=2, precision="fp32", accumulate=2), tmp_path / "run", quiet=True)
+
+
+def test_other_data_do_not_go_on_with_a_run(tmp_path):
+    batches = [pad([example]) for example in EIGHT]
+    go_on = lambda batches: fit(Bigram(), lambda epoch: batches, exact_loss, LoopConfig(epochs=2, precision="fp32"), tmp_path / "run", resume=True, quiet=True)
+    train(tmp_path, batches, max_steps=3)
+    for others in (batches[::-1], batches[:-1], [pad(EIGHT)], [pad([Example(EIGHT[0].ids, [False] * 2)]), *batches[1:]]):
+        with pytest.raises(InputError, match="the training data are not those that this run was begun with"):
+            go_on(others)
+    assert go_on(batches).steps == 16
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
+    batches = [pad([example]) for example in EIGHT]
+
+    def meanwhile(model, batch):
+        train(tmp_path, batches)
+
+    with pytest.raises(InputError, match="another process is training in .*run: wait until it has ended"):
+        train(tmp_path, batches, loss=meanwhile)
+    train(tmp_path, batches)

@@ -77,10 +77,10 @@ def test_blocks_below_the_first_that_trains_keep_nothing(tmp_path, frozen_below)
     assert told["activations"] == pytest.approx(measured["activations"], rel=0.15)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "adafactor", "lion", "sgd", "galore", "muon"])
-def test_each_optimizers_memory_is_known_before_its_first_step(name):
+@pytest.mark.parametrize("name, momentum", [("adamw", 0.9), ("adamw8bit", 0.9), ("adafactor", 0.9), ("lion", 0.9), ("sgd", 0.9), ("sgd", 0.0), ("galore", 0.9), ("muon", 0.9)])
+def test_each_optimizers_memory_is_known_before_its_first_step(name, momentum):
     model = made()
-    optimizers = optimizers_of(name, model, 1e-3, 0.01, (0.9, 0.99), Projection(rank=16))
+    optimizers = optimizers_of(name, model, 1e-3, 0.01, (momentum, 0.99), Projection(rank=16))
     told = foretold(model, optimizers)["optimizer"]
     assert not state_tensors(optimizers)
     for p in model.parameters():

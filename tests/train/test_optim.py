@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from minift import peft
+from minift.models.config import ModelConfig
+from minift.models.scorer import Scorer
+from minift.models.transformer import Transformer
 from minift.train.adamw import AdamW
-from minift.train.optim import adamw, learning_rate_factor, muon, parameter_groups
+from minift.train.optim import adamw, inner_and_outer, learning_rate_factor, muon, parameter_groups
 
 
 def test_adamw_first_step_worked_by_hand():
@@ -129,12 +133,24 @@ def test_muon_takes_the_inner_matrices_and_adamw_the_rest():
     class Tiny(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embed, self.inner, self.norm = nn.Embedding(7, 4), nn.Linear(4, 4), nn.LayerNorm(4)
+            self.embed, self.blocks, self.norm = nn.Embedding(7, 4), nn.ModuleList([nn.Linear(4, 4)]), nn.LayerNorm(4)
             self.head = nn.Linear(4, 7, bias=False)
             self.head.weight = self.embed.weight
 
     model = Tiny()
     matrices, rest = muon(model, lr=0.1, weight_decay=0.0, betas=(0.9, 0.99))
     ids = lambda optimizer: {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert ids(matrices) == {id(model.inner.weight)}
+    assert ids(matrices) == {id(model.blocks[0].weight)}
     assert ids(rest) == {id(p) for p in model.parameters()} - ids(matrices)
+
+
+@pytest.mark.parametrize("scores", [0, 3], ids=["head", "scores"])
+def test_a_head_of_its_own_is_no_inner_matrix_also_where_a_method_is_attached(scores):
+    torch.manual_seed(0)
+    config = ModelConfig(vocab_size=20, hidden_size=8, layers=1, heads=2, kv_heads=2, head_dim=4, mlp_size=12, max_positions=16, tie_embeddings=False, labels=scores)
+    model = Scorer(config) if scores else Transformer(config)
+    peft.attach(model, peft.Full(keep_base=False))
+    inner, rest = inner_and_outer(model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert inner and all("blocks." in names[id(p)] for p in inner)
+    assert any(("score" if scores else "head") in names[id(p)] for p in rest)

@@ -102,10 +102,11 @@ def test_sgd_without_decay_is_torchs():
 
 
 def test_a_step_of_muon_is_about_as_long_as_one_of_adam_and_goes_in_all_directions():
-    layer = nn.Sequential(nn.Linear(40, 30, bias=False))
-    before, (muon,) = layer[0].weight.detach().clone(), optimizers_of("muon", layer, 0.1, 0.0, (0.9, 0.99))
-    descend(muon, [layer[0].weight], [[draw(30, 40) * torch.logspace(-1, 0, 30)[:, None]]])
-    moved = (before - layer[0].weight.detach()) / 0.1
+    model = nn.ModuleDict({"blocks": nn.Linear(40, 30, bias=False)})
+    weight = model["blocks"].weight
+    before, (muon,) = weight.detach().clone(), optimizers_of("muon", model, 0.1, 0.0, (0.9, 0.99))
+    descend(muon, [weight], [[draw(30, 40) * torch.logspace(-1, 0, 30)[:, None]]])
+    moved = (before - weight.detach()) / 0.1
     sizes = torch.linalg.svdvals(moved)
     assert moved.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.25)            # Adam's is 0.2 to 0.4, says arXiv:2502.16982
     assert sizes.max() / sizes.min() < 3                                                  # the gradient's are more than 10 apart
@@ -216,7 +217,7 @@ class Tiny(nn.Module):
 
     def __init__(self, seed=0, dtype=torch.float32):
         super().__init__()
-        self.embed, self.up, self.down, self.norm = nn.Embedding(9, 6), nn.Linear(6, 70), nn.Linear(70, 6), nn.LayerNorm(6)
+        self.embed, self.blocks, self.norm = nn.Embedding(9, 6), nn.Sequential(nn.Linear(6, 70), nn.Tanh(), nn.Linear(70, 6)), nn.LayerNorm(6)
         self.head = nn.Linear(6, 9, bias=False)
         self.head.weight = self.embed.weight
         self.to(dtype)
@@ -294,7 +295,7 @@ def test_each_trains_everything_and_decays_matrices_only(name):
 def test_each_lowers_a_loss(name):
     torch.manual_seed(0)
     model, ids = Tiny(seed=5), torch.arange(9)
-    value = lambda: nn.functional.cross_entropy(model.head(model.norm(model.down(model.up(model.embed(ids)).tanh()))), ids.roll(1))
+    value = lambda: nn.functional.cross_entropy(model.head(model.norm(model.blocks(model.embed(ids)))), ids.roll(1))
     optimizers, start = optimizers_of(name, model, 3e-2, 0.0, (0.9, 0.99), FEW), value().item()
     for _ in range(60):
         for optimizer in optimizers:
@@ -307,17 +308,17 @@ def test_each_lowers_a_loss(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_parameter_of_lora_plus_learns_faster_with_each(name):
-    slow, fast = (nn.ModuleDict({"inner": nn.Linear(5, 6, bias=False)}) for _ in range(2))
-    fast["inner"].load_state_dict(slow["inner"].state_dict())
-    fast["inner"].weight.lr_scale = 4.0
-    both, start = nn.ModuleList([slow, fast]), slow["inner"].weight.detach().clone()
+    slow, fast = (nn.ModuleDict({"blocks": nn.Linear(5, 6, bias=False)}) for _ in range(2))
+    fast["blocks"].load_state_dict(slow["blocks"].state_dict())
+    fast["blocks"].weight.lr_scale = 4.0
+    both, start = nn.ModuleList([slow, fast]), slow["blocks"].weight.detach().clone()
     optimizers = optimizers_of(name, both, 1e-2, 0.0, (0.9, 0.99), FEW)
     set_learning_rate(optimizers, 0.5)
     for p in both.parameters():
         p.grad = draw(6, 5, dtype=torch.float32)
     for optimizer in optimizers:
         optimizer.step()
-    moved = [model["inner"].weight.detach() - start for model in (slow, fast)]
+    moved = [model["blocks"].weight.detach() - start for model in (slow, fast)]
     torch.testing.assert_close(moved[1], 4 * moved[0], rtol=1e-3, atol=1e-6)
     assert moved[0].abs().max() > 1e-4
 

@@ -1,7 +1,9 @@
 import json
 import platform
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from minift.errors import InputError
 from minift.train import precision
 from minift.train import run as module
+from minift.train.alone import alone
 from minift.train.run import open_run, verb_of
 
 
@@ -147,7 +150,9 @@ def placed(root, model="answers", stage="3-ppo", **others):
 
 def test_a_run_goes_on_where_it_was_moved_to(tmp_path, monkeypatch):
     open_run(tmp_path / "a/3-ppo", "ppo", placed(tmp_path / "a"))
-    (tmp_path / "deeper").mkdir()
+    for name in ("a/answers", "a/another", "a/2-reward", "deeper"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a/one.jsonl").touch()
     (tmp_path / "a").rename(tmp_path / "deeper/b")
     again = lambda root, **others: open_run(f"{root}/3-ppo", "ppo", placed(root, **others), resume=True)
     folder = again(tmp_path / "deeper/b")
@@ -157,6 +162,80 @@ def test_a_run_goes_on_where_it_was_moved_to(tmp_path, monkeypatch):
     for name, value in {"model": "b/another", "data": ("b/one.jsonl",), "rewards": {"b/2-reward": 0.5, "pep257": 0.5}}.items():
         with pytest.raises(InputError, match=f"keeps its settings: {name} was"):
             again("b", **{name: value})
+
+
+def test_the_same_name_from_elsewhere_may_be_another_file(tmp_path, monkeypatch):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "one.jsonl").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    open_run(tmp_path / "run", "sft", Placed(out=str(tmp_path / "run")))
+    monkeypatch.chdir(tmp_path / "there")
+    with pytest.raises(InputError, match=r"keeps its settings: data was \['one.jsonl'\], is \['one.jsonl'\]"):
+        open_run(tmp_path / "run", "sft", Placed(out=str(tmp_path / "run")), resume=True)
+    open_run(tmp_path / "run", "sft", Placed(out=str(tmp_path / "run"), data=("../here/one.jsonl",)), resume=True)
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_defaults_of_what_is_new(tmp_path):
+    folder = open_run(tmp_path / "run", "sft", Placed(out=str(tmp_path / "run"), model="other"))
+    content = json.loads((folder / "config.json").read_text())
+    del content["cwd"], content["settings"]["rewards"]
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"keeps its settings: rewards was {}, is {'pep257': 1.0}"):
+        open_run(folder, "sft", Placed(out=str(folder), model="other", rewards={"pep257": 1.0}), resume=True)
+    open_run(folder, "sft", Placed(out=str(folder), model="other"), resume=True)
+
+
+def test_the_folder_itself_stays_where_it_is(tmp_path, monkeypatch):
+    """A link, the folder one stands in, a mounted one: only what is in it is replaced."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    for _ in range(2):
+        folder = open_run(tmp_path / "run", "sft", Settings(), overwrite=True)
+        (folder / "checkpoints").mkdir()
+    assert (tmp_path / "run").is_symlink() and {path.name for path in (tmp_path / "disk").iterdir()} == {"config.json", "checkpoints"}
+    monkeypatch.chdir(tmp_path / "disk")
+    open_run(".", "sft", Settings(), overwrite=True)
+    assert not (tmp_path / "disk/checkpoints").exists()
+
+
+def test_links_in_an_old_run_are_taken_away_and_not_followed(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/text").touch()
+    folder = open_run(tmp_path / "run", "sft", Settings())
+    (folder / "link").symlink_to(tmp_path / "mine")
+    open_run(folder, "sft", Settings(), overwrite=True)
+    assert (tmp_path / "mine/text").exists() and not (folder / "link").is_symlink()
+
+
+def test_killed_while_it_gives_up_an_earlier_run_it_can_be_started_again(tmp_path, monkeypatch):
+    folder = open_run(tmp_path / "run", "sft", Settings())
+    for name in ("adapter", "checkpoints"):
+        (folder / name).mkdir()
+    honest, calls = shutil.rmtree, []
+
+    def killed(path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        honest(path)
+
+    monkeypatch.setattr(module, "shutil", SimpleNamespace(rmtree=killed))
+    with pytest.raises(KeyboardInterrupt):
+        open_run(folder, "sft", Settings(), overwrite=True)
+    monkeypatch.undo()
+    open_run(folder, "sft", Settings(), overwrite=True)
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+def test_a_run_that_another_process_trains_is_neither_given_up_nor_gone_on_with(tmp_path):
+    folder = open_run(tmp_path / "run", "sft", Settings())
+    before = (folder / "config.json").read_text()
+    with alone(folder):
+        for how in ({"overwrite": True}, {"resume": True}):
+            with pytest.raises(InputError, match="another process is training in"):
+                open_run(folder, "sft", Settings(epochs=9.0), **how)
+    assert (folder / "config.json").read_text() == before
 
 
 def test_there_must_be_something_to_resume(tmp_path):
