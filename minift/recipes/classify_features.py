@@ -26,6 +26,7 @@ from minift.recipes.classify_task import Config, Data, Result, lasting, objectiv
 from minift.recipes.classify_report import measured, summary, write_report
 from minift.models.transformer import Transformer
 from minift.recipes.embed import Config as EmbedConfig
+from minift.recipes.embed import Result as Tuned
 from minift.recipes.embed import run as tune_embeddings
 from minift.tokenizer import Tokenizer
 from minift.train.run import open_run
@@ -36,7 +37,8 @@ SETFIT_RATE = 2e-5
 """Of every weight of a sentence encoder, where --lr does not say otherwise."""
 
 
-def run(config: Config, data: Data, quiet: bool = False) -> Result:
+def prepare(config: Config, data: Data) -> tuple[Transformer, Tokenizer] | None:
+    """Refuse whatever cannot be, and read the model that makes the features; None for SetFit, which has yet to tune it."""
     if config.head == "knn" and config.neighbours > len(data.train):
         raise InputError(f"--neighbours {config.neighbours} of {len(data.train)} training rows: take fewer")
     if config.method == "setfit" and data.problem != "single":
@@ -47,15 +49,23 @@ def run(config: Config, data: Data, quiet: bool = False) -> Result:
         raise InputError("no label has two different texts: SetFit has nothing to draw together, give at least two rows of each label")
     if config.resume:
         raise InputError("--resume: a head on features is trained in seconds, and features are kept: start again with --overwrite")
+    return None if config.method == "setfit" else _embedder(config, None)
+
+
+def run(config: Config, data: Data, quiet: bool = False) -> Result:
+    ready = prepare(config, data)
     say = (lambda text: None) if quiet else print
-    if config.method != "setfit":
-        model, tokenizer = _embedder(config, None)
     folder = open_run(config.out, "classify", config, config.overwrite)
     say("\n".join(data.lines()))
     place = None
-    if config.method == "setfit":
-        place = _tuned(config, data, folder, quiet)
-        model, tokenizer = _embedder(config, place)
+    if ready is None:
+        tuned = _tuned(config, data, folder, quiet)
+        if tuned.interrupted:
+            say("interrupted while SetFit tuned the embeddings. A SetFit run cannot be resumed, unlike one of embed alone: start again with --overwrite")
+            return Result({}, folder, interrupted=True)
+        place = tuned.written.relative_to(folder)
+        ready = _embedder(config, place)
+    model, tokenizer = ready
 
     cache = {"default": default_cache(), "none": None}.get(config.cache, Path(config.cache))
     started, name = time.perf_counter(), fingerprint(model)
@@ -109,13 +119,13 @@ def setfit_pairs(rows: Sequence[Classified], count: int, seed: int) -> list[dict
     return pairs
 
 
-def _tuned(config: Config, data: Data, folder: Path, quiet: bool) -> Path:
-    """Where in the run folder the contrastively tuned model lies. Held-out rows make pairs of their own, which decide what is best."""
+def _tuned(config: Config, data: Data, folder: Path, quiet: bool) -> Tuned:
+    """The contrastive tuning, whose model lies in the run folder. Held-out rows make pairs of their own, which decide what is best."""
     pairs, others = setfit_pairs(data.train, config.pairs, config.seed), setfit_pairs(data.valid, 1, config.seed)
     files = folder / "pairs.jsonl", folder / "held_out_pairs.jsonl"
     for file, rows in zip(files, (pairs, random.Random(config.seed).sample(others, min(len(others), HELD_OUT_PAIRS)))):
         write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    result = tune_embeddings(
+    return tune_embeddings(
         EmbedConfig(
             data=(str(files[0]),), eval_data=(str(files[1]),), out=folder / "embedder", model=config.model, method="full", loss="cosine",
             rows=min(config.rows, len(pairs) // 2), lr=SETFIT_RATE if config.lr is None else config.lr, epochs=config.epochs, max_steps=config.max_steps, seed=config.seed,
@@ -123,7 +133,6 @@ def _tuned(config: Config, data: Data, folder: Path, quiet: bool) -> Path:
         ),
         quiet,
     )
-    return result.written.relative_to(folder)
 
 
 def _embedder(config: Config, place: Path | None) -> tuple[Transformer, Tokenizer]:

@@ -29,6 +29,9 @@ def run(config: Config, data: Data, quiet: bool = False) -> Result:
     rarest = min((sum(row.answer == label for row in data.train), label) for label in data.labels)
     if max(config.shots) > rarest[0]:
         raise InputError(f"--shots {max(config.shots)}: the label {rarest[1]!r} has {rarest[0]} training rows, take at most so many")
+    recipe = classify_features if config.features else classify_tuned
+    fewest = replace(data, train=drawn(data.train, data.labels, min(config.shots), config.seed))
+    recipe.prepare(config, fewest)                                              # what the smallest draw cannot do is refused before there is a folder
     folder = open_run(config.out, "classify", config, config.overwrite)
     say = (lambda text: None) if quiet else print
     say("\n".join(data.lines()))
@@ -38,12 +41,13 @@ def run(config: Config, data: Data, quiet: bool = False) -> Result:
             seed = config.seed + number
             own = replace(config, shots=(), seed=seed, out=folder / f"shots-{shots}" / f"draw-{number}")
             some = replace(data, train=drawn(data.train, data.labels, shots, seed))
-            result = (classify_features if config.features else classify_tuned).run(own, some, quiet=True)
-            every.setdefault(shots, []).append(result.scores)
+            result = recipe.run(own, some, quiet=True)
             for name in ("checkpoints", "embedder/checkpoints", *(("classifier", "model", "adapter", "embedder") if number else ())):
                 shutil.rmtree(own.out / name, ignore_errors=True)               # each may be as large as the model
             if result.interrupted:
+                say(f"interrupted in draw {number + 1} of {config.draws} of {shots} rows each. A few-shot run cannot be resumed: start again with --overwrite")
                 return Result(result.scores, folder, interrupted=True)
+            every.setdefault(shots, []).append(result.scores)
         say(f"{shots} rows of each label: accuracy {spread([scores['accuracy'] for scores in every[shots]])} ({config.draws} draws)")
     write_report(folder, every, data, config.draws)
     last = every[max(every)]

@@ -5,6 +5,7 @@
 The head is new, drawn from --seed, unless the folder is a classifier for the same labels already. Of a regression it starts as the mean of the
 training rows, with steps in units of their deviation. Proved in tests/recipes/test_classify.py."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
@@ -27,7 +28,7 @@ from minift.recipes.classify_task import Config, Data, Result, lasting, objectiv
 from minift.recipes.methods import METHODS
 from minift.recipes.profile_report import write_profile
 from minift.recipes.report import draw_loss
-from minift.recipes.tuning import choose_parameters, loaded_in, with_rate, write_result
+from minift.recipes.tuning import choose_parameters, loaded_in, refuse_too_few_steps, with_rate, write_result
 from minift.tokenizer import Tokenizer
 from minift.train.loop import fit
 from minift.train.precision import autocast
@@ -48,8 +49,23 @@ class ClassBatch:
         return ClassBatch(self.rows, self.answers.to(device))
 
 
-def run(config: Config, data: Data, quiet: bool = False) -> Result:
-    config = with_rate(config)
+@dataclass(frozen=True)
+class Ready:
+    """All that a training begins with; nothing is written yet."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    data: Data
+    """Its labels in the order of the model's scores."""
+    valid: list[Read]
+    answers: Tensor
+    held_out: Tensor
+    """Targets of the rows to train on, and of the others."""
+    epoch: Callable[[int], list[ClassBatch]]
+
+
+def prepare(config: Config, data: Data) -> Ready:
+    """Read the model, attach the method, and refuse whatever cannot be."""
     if METHODS[config.method].whole and config.dtype != "float32":
         raise InputError(f"--method {config.method} trains the weights themselves: pass --dtype float32, {config.dtype} cannot resolve its small steps")
     if config.compile:
@@ -61,11 +77,24 @@ def run(config: Config, data: Data, quiet: bool = False) -> Result:
         start_at(model, answers)
     choose_parameters(model, config, tokenizer)
     train, valid = (read(model, tokenizer, [row.texts for row in rows], config.max_length) for rows in (data.train, data.valid))
+
+    def epoch(number: int) -> list[ClassBatch]:
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed + number))
+        return [ClassBatch([train[i] for i in some.tolist()], answers[some]) for some in order.split(config.rows)]
+
+    refuse_too_few_steps(model, config, epoch)
+    return Ready(model, tokenizer, data, valid, answers, held_out, epoch)
+
+
+def run(config: Config, data: Data, quiet: bool = False) -> Result:
+    config = with_rate(config)
+    ready = prepare(config, data)
+    model, tokenizer, data, valid, held_out, labels = ready.model, ready.tokenizer, ready.data, ready.valid, ready.held_out, ready.data.labels
     folder = open_run(config.out, "classify", config, config.overwrite, config.resume)
     say = (lambda text: None) if quiet else print
     say("\n".join(data.lines()))
 
-    loss = objective(config, data.problem, answers, len(labels))
+    loss = objective(config, data.problem, ready.answers, len(labels))
     device = model.embed.weight.device.type
 
     def evaluate() -> tuple[dict[str, float], Tensor]:
@@ -83,13 +112,9 @@ def run(config: Config, data: Data, quiet: bool = False) -> Result:
         asked = penalty(model)
         return (total if asked is None else total + asked * rows), rows
 
-    def epoch(number: int) -> list[ClassBatch]:
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed + number))
-        return [ClassBatch([train[i] for i in some.tolist()], answers[some]) for some in order.split(config.rows)]
-
     cost = itemgetter("loss") if config.best == "loss" else lambda values: -values[MAIN[data.problem]]
     before = evaluate()[0]
-    outcome = fit(model, epoch, step_loss, config, folder, told, config.resume, quiet, partial(after_step, model), partial(settled, model), unit="rows", cost=cost)
+    outcome = fit(model, ready.epoch, step_loss, config, folder, told, config.resume, quiet, partial(after_step, model), partial(settled, model), unit="rows", cost=cost)
     found, scores = evaluate()
 
     if METHODS[config.method].whole:

@@ -27,6 +27,7 @@ from minift.data.split import split_rows
 from minift.errors import InputError
 from minift.generate import generate, position_limit
 from minift.losses.logprobs import per_answer
+from minift.models.folder import config_json, config_of
 from minift.models.transformer import Transformer
 from minift.peft.training import after_step, penalty, settled
 from minift.recipes.loading import use_template
@@ -36,7 +37,7 @@ from minift.recipes.preference_plots import draw_preferences
 from minift.recipes.reference import base_of, keeps_base, named_file, reference_sums, set_dropout
 from minift.recipes.profile_report import write_profile
 from minift.recipes.report import draw_loss, write_samples
-from minift.recipes.tuning import RunConfig, choose_parameters, loaded_in, with_rate, write_result
+from minift.recipes.tuning import RunConfig, choose_parameters, loaded_in, refuse_too_few_steps, with_rate, write_result
 from minift.train.answers import logprobs_of_answers, loss_of_answers
 from minift.train.loop import Outcome, fit
 from minift.train.precision import autocast
@@ -95,6 +96,11 @@ def run(config: Config, quiet: bool = False) -> Result:
     refuse_too_long(every, model)
     refuse_lost_reference(model, config)
     named = named_file(config.reference, every) if referred else None
+    if named is None and config.reference != Config.reference:
+        refuse_other_vocabulary(model, config)
+    train, valid = (Pairs(part, None, model.can_branch()) for part in (train_set, valid_set))
+    epoch = lambda number: train.batches(config.batch_tokens, config.seed + number, config.batching == "bucketed")
+    refuse_too_few_steps(model, config, epoch)
     folder = open_run(config.out, "dpo", config, config.overwrite, config.resume)
     say = (lambda text: None) if quiet else print
     say("\n".join([*train_set.lines("to train on"), *valid_set.lines("held out")]))
@@ -102,11 +108,9 @@ def run(config: Config, quiet: bool = False) -> Result:
         kind = "desirable" if kinds.pop() else "undesirable"
         say(f"every answer to train on is {kind}: nothing says how those of the other kind differ, so what is learned is to move all answers one way")
 
-    references = None
     if referred:
         found = reference_sums(model, every, config.reference, folder, config.batch_tokens, config.precision) if named is None else named
-        references = found.split([sum(len(tree.answers) for tree in part.trees) for part in (train_set, valid_set)])
-    train, valid = (Pairs(part, None if references is None else references[i], model.can_branch()) for i, part in enumerate((train_set, valid_set)))
+        train.reference, valid.reference = found.split([sum(len(tree.answers) for tree in part.trees) for part in (train, valid)])
     loss = PairLoss(config)
 
     asked = [(row, ids) for row in valid_rows.samples(config.samples) if len(ids := prompt_ids(row, tokenizer)) < position_limit(model)]
@@ -114,7 +118,6 @@ def run(config: Config, quiet: bool = False) -> Result:
     with base_of(model):
         said_before = answer()
     before = evaluate(model, valid, loss, config)
-    epoch = lambda number: train.batches(config.batch_tokens, config.seed + number, config.batching == "bucketed")
     tell, counts, measure = partial(after_step, model), partial(settled, model), lambda: evaluate(model, valid, loss, config)
     outcome = fit(model, epoch, loss, config, folder, measure, config.resume, quiet, tell, counts, loss.taken, unit=loss.unit)
     after, said_after = evaluate(model, valid, loss, config), answer()
@@ -235,6 +238,14 @@ def refuse_lost_reference(model: Transformer, config: Config) -> None:
     """A live reference needs the model's own weights as they were."""
     if config.live_reference and not keeps_base(model):
         raise InputError(f"--method {config.method} trains the model's own weights, so there is no reference left to run live: leave --live-reference out")
+
+
+def refuse_other_vocabulary(model: Transformer, config: Config) -> None:
+    """A named model reads the policy's own tokens."""
+    folder = folders.locate(config.reference)
+    theirs = config_of({**config_json(folder), "quantization_config": None}, folder).vocab_size
+    if theirs != model.config.vocab_size:
+        raise InputError(f"the reference {config.reference} knows {theirs} tokens, the model {model.config.vocab_size}: they need one tokenizer")
 
 
 def refuse_too_long(trees: Sequence[Tree], model: Transformer) -> None:

@@ -41,11 +41,11 @@ from minift.recipes.embed_teacher import encoder_of, prompt_of, refuse_teacher, 
 from minift.recipes.methods import METHODS
 from minift.recipes.profile_report import write_profile
 from minift.recipes.report import draw_loss
-from minift.recipes.tuning import RunConfig, choose_parameters, loaded_in, with_rate, write_result
+from minift.recipes.tuning import RunConfig, choose_parameters, loaded_in, refuse_too_few_steps, with_rate, write_result
 from minift.train.grad_cache import grad_cache
 from minift.train.loop import Outcome, fit
 from minift.train.precision import autocast
-from minift.train.run import open_run
+from minift.train.run import open_run, recall_arithmetic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +117,8 @@ def run(config: Config, quiet: bool = False) -> Result:
     config = with_rate(config)
     if config.compile:
         raise InputError("--compile has nothing to gain here, where every batch has another shape: leave it out")
+    if config.resume:
+        recall_arithmetic(config.out, config.device)                          # negatives and a teacher's vectors are made before the run is opened
     train_rows, valid_rows, found = read_rows(config.data, config.eval_data, config.held_out, config.columns)
     config = chosen(config, train_rows)
     if config.positive_prompt and train_rows[0].shape != "pairs":
@@ -140,6 +142,8 @@ def run(config: Config, quiet: bool = False) -> Result:
         found.append(teach(config, pooling, model.config.hidden_size, train, valid))
     choose_parameters(model, config, tokenizer)
     trained_beside(model, config, classes)
+    epoch = lambda number: train.epoch(number, config.rows, config.seed)
+    refuse_too_few_steps(model, config, epoch)
     folder = open_run(config.out, "embed", config, config.overwrite, config.resume)
     say("\n".join([*found, *train.lines("to train on"), *valid.lines("held out")]))
 
@@ -149,7 +153,6 @@ def run(config: Config, quiet: bool = False) -> Result:
     measure = lambda dim=None: measured(valid_rows, tell(), dim, judge)
     evaluate = lambda: {"loss": held_out_loss(model, valid, loss, config), **measure()}
     before = evaluate()
-    epoch = lambda number: train.batches(config.rows, config.seed + number)
     outcome = fit(model, epoch, loss, config, folder, evaluate, config.resume, quiet, partial(after_step, model), partial(settled, model), unit="rows")
     after = evaluate()
     if config.learn_temperature:

@@ -98,9 +98,23 @@ class Rows:
         lengths = sorted(len(ids) for side in self.ids.values() for ids in side.values())
         return [f"{len(self.rows)} rows {use}, {len(self.number)} different texts of {lengths[len(lengths) // 2]} tokens in the middle, {lengths[-1]} at most"]
 
+    def epoch(self, number: int, size: int, seed: int) -> list[EmbedBatch]:
+        """The batches of epoch `number`, as many as the first has, by which a run is planned. How many there are depends on the order, by what does not fit
+        together: an epoch with more leaves its last ones out, one with fewer goes on with the first ones of another order."""
+        wanted, other = len(self._together(size, seed)), seed + number
+        found = self._together(size, other)
+        while len(found) < wanted:
+            other += 1_000_003
+            found += self._together(size, other)
+        return [self.batch(some) for some in found[:wanted]]
+
     def batches(self, size: int, seed: int) -> list[EmbedBatch]:
         """Every row once, in an order drawn from `seed`; of pairs no text is in a batch twice. What is left over at the end and smaller than a row and
         its negative is left out of this epoch."""
+        return [self.batch(some) for some in self._together(size, seed)]
+
+    def _together(self, size: int, seed: int) -> list[list[int]]:
+        """Which rows each of these batches has."""
         dice = random.Random(seed)
         order = dice.sample(range(len(self.rows)), len(self.rows))
         if self.compares:
@@ -120,8 +134,8 @@ class Rows:
                 there |= texts
             waiting = later
             if len(some) > 1:
-                batches.append(self.batch(some))
-        return [batch for batch in batches if not self.compares or _can_compare(batch.values)]
+                batches.append(some)
+        return [some for some in batches if not self.compares or _can_compare([self.values[i] for i in some])]
 
     def batch(self, some: Sequence[int]) -> EmbedBatch:
         rows = [self.rows[i] for i in some]
@@ -181,7 +195,6 @@ def _mates_together(order: list[int], labels: Sequence[int], dice: random.Random
     return [i for group in dice.sample(groups, len(groups)) for i in group]
 
 
-def _can_compare(labels: Tensor) -> bool:
+def _can_compare(labels: Sequence[int]) -> bool:
     """Two of one label, and one of another."""
-    counts = labels.unique(return_counts=True)[1]
-    return len(counts) > 1 and bool((counts > 1).any())
+    return 1 < len(set(labels)) < len(labels)

@@ -30,6 +30,7 @@ from minift.recipes.profile_report import write_profile
 from minift.recipes.report import draw_loss
 from minift.tokenizer import Tokenizer
 from minift.train.loop import LoopConfig, Outcome, fit
+from minift.train.optim import optimizers_of
 from minift.train.precision import autocast
 from minift.train.run import open_run
 
@@ -109,7 +110,8 @@ def run(config: Config, quiet: bool = False) -> Result:
     def epoch(number: int):
         return micro_batches(stream_rows(train_ids, config.context, config.seed + number), config.batch_size, config.seed + number)
 
-    epoch(0)                                                                             # too short a text is refused before a folder is made
+    epoch(0)                                                                             # too short a text is refused before a folder is made,
+    optimizers_of(config.optimizer, model, config.lr, config.weight_decay, config.betas, config.projection)      # and what an optimizer refuses
     folder = open_run(config.out, "pretrain", config, config.overwrite, config.resume)
     outcome = fit(model, epoch, loss, config, folder, evaluate, config.resume, quiet)
     folders.save(model.to(getattr(torch, config.dtype)), tokenizer, folder / "model", overwrite=True)

@@ -20,7 +20,8 @@ from minift.files import write_text
 from minift.recipes.docstrings import Scores, as_row, scores, signature, spread
 from minift.recipes.methods import METHODS
 from minift.recipes.report import draw_loss, markdown_table, terminal_table
-from minift.recipes.sft import MethodConfig, as_base, choose_parameters, evaluate, loaded_in, refuse_too_long, tune, write_result
+from minift.recipes.sft import batches, evaluate, refuse_too_long, tune
+from minift.recipes.tuning import MethodConfig, as_base, choose_parameters, loaded_in, refuse_too_few_steps, write_result
 from minift.train.run import open_run, verb_of
 
 
@@ -76,6 +77,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     train_set, valid_set, test_set = (build([as_row(pair) for pair in side], tokenizer, max_length=256)[0] for side in (train, valid, judged))
     choose_parameters(model, config, tokenizer)
     refuse_too_long([*train_set, *valid_set, *test_set], model)
+    refuse_too_few_steps(model, config, batches(train_set, config))
     trained = peft.trainable(model).trained
     folder = open_run(config.out, "quickstart", config, overwrite=again)
     console.print(f"{len(train)} functions to learn from, {len(judged)} of {len({p.module for p in judged})} held-out modules to judge by\n")

@@ -34,9 +34,9 @@ from minift.recipes.preference_rows import Rows, read_rows
 from minift.recipes.profile_report import write_profile
 from minift.recipes.report import draw_loss
 from minift.recipes.reward_report import draw_rewards, write_disagreements
-from minift.recipes.tuning import RunConfig, choose_parameters, loaded_in, with_rate, write_result
+from minift.recipes.tuning import RunConfig, choose_parameters, loaded_in, refuse_too_few_steps, with_rate, write_result
 from minift.tokenizer import Tokenizer
-from minift.train.loop import Outcome, fit, planned
+from minift.train.loop import Outcome, fit
 from minift.train.precision import autocast
 from minift.train.run import open_run
 
@@ -87,14 +87,13 @@ def run(config: Config, quiet: bool = False) -> Result:
     choose_parameters(model, config, tokenizer)
     refuse_too_long([*train_set.trees, *valid_set.trees], model)
     train, valid, loss = Pairs(train_set, model.can_branch()), Pairs(valid_set, model.can_branch()), RewardLoss(config.center)
-    if config.method == "adalora":                                          # its schedule may not fit into the run: say so before there is one
-        settled(model, 0, planned(config, len(train.batches(config.batch_tokens, config.seed, config.batching == "bucketed")))[1])
+    epoch = lambda number: train.batches(config.batch_tokens, config.seed + number, config.batching == "bucketed")
+    refuse_too_few_steps(model, config, epoch)
     folder = open_run(config.out, "reward", config, config.overwrite, config.resume)
     say = (lambda text: None) if quiet else print
     say("\n".join([*train_set.lines("to train on"), *valid_set.lines("held out")]))
 
     before, scores_before = evaluate(model, valid, config)
-    epoch = lambda number: train.batches(config.batch_tokens, config.seed + number, config.batching == "bucketed")
     tell, counts, measure = partial(after_step, model), partial(settled, model), lambda: evaluate(model, valid, config)[0]
     outcome = fit(model, epoch, loss, config, folder, measure, config.resume, quiet, tell, counts, loss.taken, unit="pairs")
     after, scores = evaluate(model, valid, config)

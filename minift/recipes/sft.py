@@ -41,9 +41,9 @@ from minift.recipes.loading import read_by
 from minift.recipes.methods import METHODS
 from minift.recipes.profile_report import write_profile
 from minift.recipes.report import describe, draw_loss, write_samples
-from minift.recipes.tuning import MethodConfig, RunConfig, as_base, choose_parameters, loaded_in, with_rate, write_result
+from minift.recipes.tuning import MethodConfig, RunConfig, as_base, choose_parameters, loaded_in, refuse_too_few_steps, with_rate, write_result
 from minift.tokenizer import Tokenizer
-from minift.train.loop import Outcome, fit, planned
+from minift.train.loop import Outcome, fit
 from minift.train.neftune import noisy
 from minift.train.precision import autocast
 from minift.train.run import open_run
@@ -124,8 +124,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     config = with_rate(config)
     ready = prepare(config)
     model, tokenizer, start, valid_rows, train_set, valid_set = ready.model, ready.tokenizer, ready.start, ready.valid_rows, ready.train_set, ready.valid_set
-    if config.method == "adalora":                                          # its schedule may not fit into the run: say so before there is one
-        settled(model, 0, planned(config, len(batches(train_set, config)(0)))[1])
+    refuse_too_few_steps(model, config, batches(train_set, config))
     folder = open_run(config.out, "sft", config, config.overwrite, config.resume)
     say = (lambda text: None) if quiet else print
     say(ready.said)

@@ -2,13 +2,14 @@
 
     MethodConfig          --method and its options, beside the loop's
     choose_parameters     freeze what is not to train and attach the method
+    refuse_too_few_steps  a schedule that does not fit into the run
     as_base               the model as it was before
     write_result          an adapter folder, or a whole checkpoint
 
 Proved in tests/recipes/test_sft.py, test_qlora.py and test_methods.py."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -21,12 +22,13 @@ from minift.errors import InputError
 from minift.files import new_folder, write_text
 from minift.models.transformer import Transformer
 from minift.peft.attach import state_of
+from minift.peft.training import settled
 from minift.quant import Scheme
 from minift.recipes import base_record
 from minift.recipes.loading import MIXED, load_sets
 from minift.recipes.methods import FLAGS, METHODS, method_config
 from minift.tokenizer import Tokenizer
-from minift.train.loop import LoopConfig
+from minift.train.loop import LoopConfig, planned
 from minift.train.optim import optimizers_of
 
 
@@ -121,6 +123,12 @@ def choose_parameters(model: Transformer, config: MethodConfig, tokenizer: Token
         options["names"] = ",".join(load_sets(model, mixed))
     peft.attach(model, method_config(config.method, chosen, options, tokenizer))
     optimizers_of(config.optimizer, model, config.lr or 0.0, config.weight_decay, config.betas, config.projection)    # what it refuses, it refuses now
+
+
+def refuse_too_few_steps(model: Transformer, config: MethodConfig, epoch: Callable[[int], Sequence]) -> None:
+    """AdaLoRA's schedule may not fit into the run: say so before there is one. epoch(n) gives the micro-batches of epoch n."""
+    if config.method == "adalora":
+        settled(model, 0, planned(config, len(epoch(0)))[1])
 
 
 def loaded_in(config: MethodConfig) -> Scheme | None:

@@ -10,6 +10,9 @@ TEST_HEADS, TEST_FEATURES, TEST_SCORES, TEST = (f"tests/classify/test_{name}.py"
 
 MUTANTS = [
     Mutant("best_is_the_least_loss_whatever_was_asked", "minift/recipes/classify_tuned.py", ", cost=cost)", ")", "tests/recipes/test_classify.py"),
+    Mutant("a_half_tuned_setfit_is_a_classifier", "minift/recipes/classify_features.py", "        if tuned.interrupted:", "        if False:", "tests/recipes/test_classify.py"),
+    Mutant("draws_go_on_after_an_interruption", "minift/recipes/classify_shots.py", "            if result.interrupted:", "            if False:", "tests/recipes/test_classify.py"),
+    Mutant("a_draw_refuses_once_the_earlier_run_is_gone", "minift/recipes/classify_shots.py", "    recipe.prepare(config, fewest) ", "    pass ", "tests/recipes/test_classify.py"),
     Mutant("the_worst_l2_is_chosen", "minift/classify/heads.py", "return min(found, key=found.get)", "return max(found, key=found.get)", "tests/classify/test_heads.py"),
     Mutant("l2_judged_on_the_rows_it_learned_from", "minift/classify/heads.py", "loss(head(features[held_out]), answers[held_out])", "loss(head(features[~held_out]), answers[~held_out])", "tests/classify/test_heads.py"),
     Mutant("few_rows_choose_too", "minift/classify/heads.py", "return FEW", "pass", "tests/classify/test_heads.py"),

@@ -17,6 +17,7 @@ MUTANTS = [
     Mutant("references_of_other_pairs", DPO, "self.reference.view(-1, 2)[some].flatten()", "self.reference.view(-1, 2)[: len(some)].flatten()", TEST),
     Mutant("reference_of_other_data_taken", REFERENCE, 'if (opened.metadata() or {}).get("answers") != _mark(trees):', "if False:", TEST),
     Mutant("reference_computed_again_on_resume", REFERENCE, "    if file.exists():\n", "    if False:\n", TEST),
+    Mutant("another_vocabulary_is_found_once_the_earlier_run_is_gone", DPO, "    if theirs != model.config.vocab_size:", "    if False:", TEST),
     Mutant("a_named_model_is_not_asked", REFERENCE, "found = sums(other, trees, tokens, precision)", "found = sums(model, trees, tokens, precision)", TEST),
     Mutant("chosen_and_rejected_swapped_in_dpo", OBJECTIVES, "return self.policy[0::2], self.policy[1::2], self.reference[0::2], self.reference[1::2]",
            "return self.policy[1::2], self.policy[0::2], self.reference[1::2], self.reference[0::2]", TEST_TRL),

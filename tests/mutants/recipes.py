@@ -10,10 +10,10 @@ LOG, RUN, CHECKPOINT = "minift/train/log.py", "minift/train/run.py", "minift/tra
 
 MUTANTS = [
     Mutant(
-        name="sft_asks_adaloras_schedule_in_the_run",
-        file="minift/recipes/sft.py",
-        old='    if config.method == "adalora": ',
-        new="    if False: ",
+        name="adaloras_schedule_is_asked_in_the_run",
+        file="minift/recipes/tuning.py",
+        old='    if config.method == "adalora":',
+        new="    if False:",
         test="tests/recipes/test_methods.py",
     ),
     Mutant("an_interrupted_run_counts_as_done", CLI, 'getattr(result, "interrupted", False)', 'getattr(result, "stopped", False)', TEST_SFT),
@@ -38,6 +38,7 @@ MUTANTS = [
     Mutant("a_new_conversation_remembers", "minift/recipes/chat.py", "            messages = list(opening)\n            print(", "            print(", TEST_USING),
     Mutant("repeated_blocks_are_counted_once", "minift/recipes/inspect.py", "numbers = times * prod(shape)", "numbers = prod(shape)", TEST_USING),
     Mutant("new_weights_without_the_runs_seed", PRETRAIN, "    torch.manual_seed(config.seed)\n", "", TEST_PRETRAIN),
+    Mutant("an_optimizer_refuses_once_the_earlier_run_is_gone", PRETRAIN, "    optimizers_of(config.optimizer, model,", "    (lambda *given: None)(config.optimizer, model,", TEST_PRETRAIN),
     Mutant("bits_and_nats_confused", PRETRAIN, " for text in valid_texts) / log(2)", " for text in valid_texts)", TEST_PRETRAIN),
     Mutant("an_interrupted_pre_training_counts_as_done", PRETRAIN, 'return self.outcome.stopped == "interrupted"', "return False", TEST_PRETRAIN),
     Mutant("samples_are_the_first_functions", "minift/recipes/docstrings.py", "found[i * len(found) // count]", "found[i]", "tests/recipes/test_quickstart.py"),
@@ -49,6 +50,8 @@ MUTANTS = [
            'content.get("verb", "?") if isinstance(content, dict) else None', "tests/train/test_run.py"),
     Mutant("a_resumed_run_may_change_its_rate", RUN, 'FREE_TO_CHANGE = {"resume",', 'FREE_TO_CHANGE = {"lr", "resume",', "tests/train/test_run.py"),
     Mutant("steps_taken_twice_are_logged_twice", LOG, 'if line["step"] <= start]', "]", "tests/train/test_log.py"),
+    Mutant("steps_taken_twice_are_shown_twice", LOG, ", purge_step=start + 1)", ")", "tests/train/test_log.py"),
+    Mutant("the_step_before_a_resume_is_not_shown", LOG, "purge_step=start + 1", "purge_step=start", "tests/train/test_log.py"),
     Mutant("the_time_left_counts_steps_of_the_first_start", LOG, "/ (step - self.start)", "/ step", "tests/train/test_log.py"),
     Mutant("a_checkpoint_written_in_place", "minift/files.py", 'aside = path.with_name(f".{path.name}.writing")\n    try:\n        with open', "aside = path\n    try:\n        with open", "tests/train/test_state_file.py"),
     Mutant("random_numbers_start_again", CHECKPOINT, '    torch.set_rng_state(state["cpu"])\n', "", "tests/train/test_checkpoint.py"),

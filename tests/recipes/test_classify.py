@@ -16,6 +16,7 @@ from minift.models.pooling import Pooling
 from minift.recipes.classify_features import setfit_pairs
 from minift.recipes.classify_report import baseline
 from minift.recipes.classify_shots import drawn, spread
+from minift.recipes.embed import EmbedLoss
 from minift.recipes.methods import METHODS
 from minift.train.log import read_metrics
 from tests.models.test_encoder import ENCODERS
@@ -269,6 +270,22 @@ def test_setfit_draws_labels_together_and_its_model_lies_in_the_run(classify, tm
     assert load(tmp_path / "elsewhere").predict(["blue object number 4"])[0]["label"] == "blue"
 
 
+@pytest.mark.parametrize("shots", [(), ("--shots", 2, 4, "--draws", 2)], ids=str)
+def test_an_interrupted_setfit_is_no_classifier_and_says_that_it_cannot_go_on(classify, tmp_path, monkeypatch, shots):
+    honest = EmbedLoss.__call__
+
+    def cut(self, model, batch):
+        if torch.is_grad_enabled():
+            raise KeyboardInterrupt
+        return honest(self, model, batch)
+
+    monkeypatch.setattr(EmbedLoss, "__call__", cut)
+    status, said, _ = classify("--method", "setfit", "--pairs", 2, "--max-steps", 5, "--rows", 8, *shots)
+    assert status == 1 and "run cannot be resumed" in said and said.strip().endswith("start again with --overwrite")
+    assert not list((tmp_path / "run").rglob("classifier"))
+    assert list((tmp_path / "run").glob("shots-*/*")) == ([tmp_path / "run/shots-2/draw-0"] if shots else [])
+
+
 def test_setfits_pairs_have_one_label_or_two_as_their_score_says():
     some = [Classified("", (f"{label} {i}",), label) for label, count in (("a", 3), ("b", 2), ("c", 1)) for i in range(count)]
     pairs = setfit_pairs(some, 4, seed=0)
@@ -361,6 +378,7 @@ def said_of(tmp_path, minift, encoder_folder, rows, *options) -> str:
         ([{"text": f"t{i}", "score": i} for i in range(30)], ("--method", "setfit"), "--method setfit draws pairs by their one label"),
         ([{"text": f"t{i}", "label": "xy"[i % 2]} for i in range(30)], ("--shots", 100), "has"),
         ([{"text": f"t{i}", "label": "xy"[i % 2]} for i in range(30)], ("--head", "knn", "--neighbours", 99), "--neighbours 99 of"),
+        ([{"text": f"t{i}", "label": "xy"[i % 2]} for i in range(30)], ("--head", "knn", "--shots", 2, 4), "--neighbours 5 of 4 training rows"),
         ([{"text": f"t{i}", "label": "xy"[i % 2]} for i in range(30)], ("--resume",), "--resume: a head on features"),
     ],
 )

@@ -513,14 +513,15 @@ def test_a_reference_inside_the_folder_that_a_new_run_empties_is_refused(prefer,
     assert (tmp_path / "run/reference.safetensors").exists()
 
 
-def test_a_reference_with_another_vocabulary_is_refused(prefer, small_tokenizer, tmp_path):
+def test_a_reference_with_another_vocabulary_is_refused_before_an_earlier_run_is_given_up(prefer, small_tokenizer, tmp_path):
     model = random_model(small_tokenizer)
     model.config = type(model.config)(**{**vars(model.config), "vocab_size": 405})
     model.embed = torch.nn.Embedding(405, 32)
     model.head.weight = model.embed.weight
     save(model, small_tokenizer, tmp_path / "other")
-    status, _, complaint = prefer("--reference", tmp_path / "other")
-    assert status == 2 and "knows 405 tokens, the model 400: they need one tokenizer" in complaint
+    prefer()
+    status, _, complaint = prefer("--reference", tmp_path / "other", "--overwrite")
+    assert status == 2 and "knows 405 tokens, the model 400: they need one tokenizer" in complaint and (tmp_path / "run/adapter").exists()
 
 
 @pytest.mark.parametrize("rows, options, text", [

@@ -17,11 +17,13 @@ from minift.folder import save
 from minift.models.encoder import Encoder
 from minift.models.pooling import Pooling
 from minift.models.transformer import Transformer
+from minift.recipes import embed_teacher
 from minift.recipes.embed import Config, EmbedLoss
 from minift.recipes.embed_losses import LOSSES, part_of, related
 from minift.recipes.embed_report import measured
 from minift.recipes.embed_rows import Row, Rows, mined
 from minift.recipes.encode import EmbedderChoice
+from minift.train import precision
 from minift.train.log import read_metrics
 from tests.models.small import CONFIGS
 from tests.models.test_encoder import ENCODERS
@@ -112,15 +114,43 @@ def _rows(files, tokenizer, shape, prompts={}, **options):
     return Rows(rows, lambda texts, side: [tokenizer.encode(prompts.get(side, "") + text) for text in texts], config)
 
 
-def test_trap41_no_text_is_in_a_batch_twice_and_every_row_is_in_one(small_tokenizer):
-    texts = [(f"a{i % 7}", f"b{i}") for i in range(30)] + [("x", "b3")]
-    rows = Rows([Row("", pair) for pair in texts], lambda texts, side: [[1]] * len(texts), Config(data=("x",), out="y", loss="infonce"))
+SHARED = [(f"a{i % 7}", f"b{i}") for i in range(30)]
+"""Pairs of which some share their anchor, and so do not fit together."""
+
+
+def _pairs(pairs):
+    return Rows([Row("", pair) for pair in pairs], lambda texts, side: [[1]] * len(texts), Config(data=("x",), out="y", loss="infonce"))
+
+
+def test_trap41_no_text_is_in_a_batch_twice_and_every_row_is_in_one():
+    rows = _pairs([*SHARED, ("x", "b3")])
     batches = rows.batches(6, seed=3)
     assert sum(batch.targets for batch in batches) >= 30 and max(batch.targets for batch in batches) == 6
     for batch in batches:
         seen = torch.cat(batch.ids).tolist()
         assert len(set(seen)) == len(seen)
     assert [batch.ids[0].tolist() for batch in rows.batches(6, 3)] == [batch.ids[0].tolist() for batch in batches] != [b.ids[0].tolist() for b in rows.batches(6, 4)]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_every_epoch_has_as_many_batches_as_the_first(seed):
+    rows, seen = _pairs(SHARED), lambda batches: [batch.ids[1].tolist() for batch in batches]
+    wanted, counts = len(rows.epoch(0, 6, seed)), set()
+    for number in range(50):
+        own, found = seen(rows.batches(6, seed + number)), seen(rows.epoch(number, 6, seed))
+        assert len(found) == wanted and found[: len(own)] == own[:wanted]
+        assert found == seen(_pairs(SHARED).epoch(number, 6, seed))                    # in another process, that goes on
+        assert not any(batch in own for batch in found[len(own) :])                    # what fills it up is of another order
+        counts.add(len(own))
+    assert len(counts) > 1
+
+
+def test_no_step_of_several_epochs_is_empty(minift, encoder_folder, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps({"anchor": a, "positive": b}) + "\n" for a, b in SHARED))
+    status, _, complaint = minift("embed", "--model", encoder_folder, "--data", tmp_path / "pairs.jsonl", "--eval-data", tmp_path / "pairs.jsonl", "--rows", 6,
+                                  "--out", tmp_path / "run", "--epochs", 8, "--eval-every", 1000, "--precision", "fp32")    # fmt: skip
+    assert status == 0, complaint
+    assert all(line["rows"] > 1 and line["loss"] > 0 for line in read_metrics(tmp_path / "run") if "loss" in line)
 
 
 def test_batches_of_labels_have_mates(files, small_tokenizer):
@@ -303,6 +333,19 @@ def test_an_interrupted_run_ends_where_a_whole_one_ends(learn, tmp_path, monkeyp
     assert status == 0, complaint
     whole, pieced = ((tmp_path / run / "adapter" / "adapter_model.safetensors").read_bytes() for run in ("whole", "run"))
     assert whole == pieced
+
+
+@pytest.mark.parametrize("what", ["negatives", "teacher"])
+def test_what_is_made_before_a_resumed_run_is_made_in_the_arithmetic_of_its_start(learn, small_model, monkeypatch, what):
+    options = ("--precision", "auto", *(("--negatives", 2) if what == "negatives" else ("--loss", "distill", "--teacher", small_model)))
+    rounded, honest = [], embed_teacher.embed
+    monkeypatch.setattr(embed_teacher, "embed", lambda *given, **named: rounded.append(torch.is_autocast_enabled("cpu")) or honest(*given, **named))
+    for arithmetic, more in (("bf16", ()), ("fp32", ("--resume",))):                    # another process, which measures something else
+        monkeypatch.setattr(precision, "_recalled", {})
+        monkeypatch.setattr(precision, "fastest", lambda device: arithmetic)
+        rounded.clear()
+        status, _, complaint = learn(*options, *more)
+        assert status == 0 and all(rounded) and rounded, complaint
 
 
 @pytest.mark.parametrize("options, file, text", [

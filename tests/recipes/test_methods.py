@@ -49,10 +49,21 @@ def test_sft_takes_every_method_and_what_it_writes_gives_the_reported_loss(minif
     assert json.loads((tmp_path / "before.json").read_text())["nats per token"] == pytest.approx(float(line.split()[2]), abs=0.0006)
 
 
-def test_a_schedule_that_does_not_fit_the_run_is_refused_before_there_is_one(minift, small_model, data, tmp_path):
-    status, _, complaint = minift("sft", "--method", "adalora", "--model", small_model, "--data", data, "--eval-data", data, "--out", tmp_path / "run",
-                                  "--max-steps", 3, "--options", "init_r", 3, "target_r", 2, "tinit", 2, "tfinal", 2)    # fmt: skip
-    assert status == 2 and "3 steps are too few" in complaint and not (tmp_path / "run").exists()
+PAIRS = [{**row, "chosen": row["completion"], "rejected": " none."} for row in ROWS]
+
+
+@pytest.mark.parametrize("verb, rows, more", [
+    ("sft", ROWS, ()), ("dpo", PAIRS, ()), ("reward", PAIRS, ()), ("embed", [{"anchor": row["prompt"], "positive": row["completion"]} for row in ROWS], ("--rows", 3)),
+    ("classify", [{"text": row["prompt"], "label": row["completion"]} for row in ROWS], ()),
+    ("classify", [{"text": row["prompt"], "label": row["completion"]} for row in ROWS], ("--shots", 2)),
+], ids=["sft", "dpo", "reward", "embed", "classify", "shots"])    # fmt: skip
+def test_a_schedule_that_does_not_fit_the_run_is_refused_before_an_earlier_one_is_given_up(minift, small_model, tmp_path, verb, rows, more):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "run/adapter").mkdir(parents=True)
+    (tmp_path / "run/config.json").write_text(json.dumps({"verb": verb, "settings": {}}))
+    own = ("--model", small_model, "--data", tmp_path / "rows.jsonl", "--eval-data", tmp_path / "rows.jsonl", "--out", tmp_path / "run", "--overwrite")
+    status, _, complaint = minift(verb, *own, *more, "--method", "adalora", "--max-steps", 3, "--options", "init_r", 3, "target_r", 2, "tinit", 2, "tfinal", 2)
+    assert status == 2 and "3 steps are too few" in complaint and (tmp_path / "run/adapter").exists(), complaint
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -107,6 +107,16 @@ def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(minift, book,
     assert status == 2 and text in complaint and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("options, text", [
+    (("--optimizer", "galore", "--galore-rank", 16), "pass a smaller --galore-rank"), (("--optimizer", "paged-adamw8bit"), "take plain adamw8bit"),
+], ids=str)    # fmt: skip
+def test_an_optimizer_that_cannot_be_is_refused_before_an_earlier_run_is_given_up(minift, book, tmp_path, options, text):
+    again = ("pretrain", "--data", book, "--out", tmp_path / "run", *FLAGS)
+    assert minift(*again)[0] == 0
+    status, _, complaint = minift(*again, *options, "--overwrite")
+    assert status == 2 and text in complaint and (tmp_path / "run/model/model.safetensors").exists()
+
+
 def test_pairs_are_no_text_to_pre_train_on(minift, tmp_path):
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     status, _, complaint = minift("pretrain", "--data", tmp_path / "pairs.jsonl", "--out", tmp_path / "run")

@@ -62,6 +62,8 @@ def test_an_earlier_quickstart_is_replaced_and_nothing_else_is(minift, small_mod
         assert status == 0 and f"Report: {tmp_path / 'run' / 'report.md'}" in said and f"Result: {tmp_path / 'run' / 'adapter'}" in said
         assert json.loads((tmp_path / "run/config.json").read_text())["settings"]["seed"] == seed
     assert all(name in said for name in ("loss, nats per token", "ROUGE-L", "PEP 257", "truth", "before", "after"))
+    status, _, complaint = minift(*quick, "--out", tmp_path / "run", "--method", "adalora", "--options", "tinit", 2, "tfinal", 2)
+    assert status == 2 and "1 steps are too few" in complaint and (tmp_path / "run/report.md").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text('{"verb": "sft", "settings": {}}')
     status, _, complaint = minift(*quick, "--out", tmp_path / "mine")
