@@ -182,7 +182,8 @@ def fit(
                 optimizer.zero_grad()
             if averages:
                 averages.restore()
-            log.say(f"interrupted after step {place.step} of {steps}; saved to {save()}. Run the same command with --resume to go on")
+            way_on = ". Run the same command with --resume to go on" if hasattr(config, "resume") else ""             # quickstart has no such option
+            log.say(f"interrupted after step {place.step} of {steps}; saved to {save()}{way_on}")
     if place.best is not None and stopped != "interrupted" and kept.best_step() != place.step:
         state = kept.best(("parameters", "optimizers") if averages else ("parameters",))
         checkpoint.load_parameters(model, state["parameters"])

@@ -57,6 +57,8 @@ MUTANTS = [
     Mutant("two_processes_in_one_folder", ALONE, "LOCKS.LOCK_EX | LOCKS.LOCK_NB", "LOCKS.LOCK_SH | LOCKS.LOCK_NB", TEST_ALONE),
     Mutant("a_disk_without_locks_is_no_place", ALONE, "    except OSError:\n        return True", "    except OSError:\n        return False", TEST_ALONE),
     Mutant("the_loop_lets_others_in", LOOP, "with alone(folder), Log(", "with Log(", TEST_LOOP),
+    Mutant("other_prompts_go_on", ON_POLICY, '            fingerprint.compare(extra.pop("data", None), data)\n', '            extra.pop("data", None)\n', "tests/recipes/test_on_policy.py"),
+    Mutant("the_loop_of_answers_lets_others_in", ON_POLICY, "with alone(self.folder), Log(", "with Log(", "tests/recipes/test_on_policy.py"),
     Mutant("other_data_go_on", LOOP, '        fingerprint.compare(extra.get("data"), data)\n', "", TEST_LOOP),
     Mutant("data_without_their_order", DATA, '        digest.update(f"[{len(value)} ".encode())\n', '        value = sorted(value, key=str)\n', TEST_DATA),
     Mutant("data_without_their_shape", DATA, "{value.dtype} {tuple(value.shape)} ", "{value.dtype} {value.numel()} ", TEST_DATA),

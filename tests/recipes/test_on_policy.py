@@ -24,6 +24,7 @@ from minift.recipes.on_policy_start import reference_of, same_tokens, split_prom
 from minift.recipes.tuning import choose_parameters
 from minift.rl.reference import Reference, logprobs_of
 from minift.rl.rollout import roll_out
+from minift.train.alone import alone
 from minift.train.log import read_metrics
 from tests.conftest import random_model
 
@@ -462,6 +463,28 @@ def test_a_run_killed_before_its_first_checkpoint_or_with_a_damaged_one_ends_whe
     status, said, _ = learn(*options, "--resume")
     assert status == 0 and "starting from the first step" in said
     equal(tmp_path / "whole", tmp_path / "run")
+
+
+def test_other_prompts_do_not_go_on_with_a_run(learn, data, tmp_path):
+    own = tmp_path / "own.jsonl"
+    own.write_text((data / "prompts.jsonl").read_text())
+    assert learn(file=own)[0] == 0
+    own.write_text(own.read_text().replace("table", "chair"))
+    status, _, complaint = learn("--resume", "--max-steps", 8, file=own)
+    assert status == 2 and "the training data are not those that this run was begun with" in complaint
+
+
+def test_nobody_else_trains_in_the_folder_meanwhile(learn, tmp_path, monkeypatch):
+    honest, refused = on_policy.Loop.evaluate, []
+
+    def trying(loop, *given):
+        with pytest.raises(InputError, match="another process is training in"), alone(loop.folder):
+            pytest.fail("both were let in")
+        refused.append(given)
+        return honest(loop, *given)
+
+    monkeypatch.setattr(on_policy.Loop, "evaluate", trying)
+    assert learn()[0] == 0 and len(refused) == 2
 
 
 def test_a_finished_run_that_is_resumed_for_longer_goes_on(learn, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -239,3 +240,16 @@ def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
     with pytest.raises(InputError, match="another process is training in .*run: wait until it has ended"):
         train(tmp_path, batches, loss=meanwhile)
     train(tmp_path, batches)
+
+
+def test_only_a_run_that_can_be_resumed_says_how(tmp_path, capsys):
+    @dataclass(frozen=True)
+    class Resumable(LoopConfig):
+        resume: bool = False
+
+    def interrupted(model, batch):
+        raise KeyboardInterrupt
+
+    for config in (LoopConfig, Resumable):
+        fit(Bigram(), lambda epoch: [pad(EIGHT)], interrupted, config(epochs=1, precision="fp32"), tmp_path / config.__name__)
+        assert ("--resume to go on" in capsys.readouterr().out) == (config is Resumable)
