@@ -56,8 +56,10 @@ def _same(old: Any, new: Any, before: Told, now: Told) -> bool:
 
 
 def _same_part(old: str, new: str, before: Told, now: Told) -> bool:
+    if not all(text.strip(" /") and "\0" not in text for text in (old, new)):
+        return old == new
     was, present = before.place(old.strip()), now.place(new.strip())
-    if not all(text.strip(" /") for text in (old, new)) or not os.path.exists(present):
+    if not os.path.exists(present):
         return old == new
     if was == present or os.path.relpath(was, before.out) == os.path.relpath(present, now.out):
         return True

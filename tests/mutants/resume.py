@@ -51,7 +51,7 @@ MUTANTS = [
     Mutant("any_path_was_moved", SETTINGS, " or os.path.relpath(was, before.out) == os.path.relpath(present, now.out)", " or True", TEST_SETTINGS),
     Mutant("no_path_was_moved", SETTINGS, " or os.path.relpath(was, before.out) == os.path.relpath(present, now.out)", "", TEST_SETTINGS),
     Mutant("only_the_keys_of_a_pair_are_compared", SETTINGS, "_same([*old.keys(), *old.values()], [*new.keys(), *new.values()], before, now)", "_same(list(old), list(new), before, now)", TEST_SETTINGS),
-    Mutant("words_are_paths", SETTINGS, '(old, new)) or not os.path.exists(present):', "(old, new)):", TEST_SETTINGS),
+    Mutant("words_are_paths", SETTINGS, '    if not os.path.exists(present):\n        return old == new\n', "", TEST_SETTINGS),
     Mutant("the_same_word_leads_to_the_same_place", SETTINGS, "return old == new and not os.path.exists(was)", "return old == new", TEST_SETTINGS),
     Mutant("any_option_may_be_a_server", SETTINGS, "or name in SERVED and _servers", "or _servers", TEST_SETTINGS),
     Mutant("two_processes_in_one_folder", ALONE, "LOCKS.LOCK_EX | LOCKS.LOCK_NB", "LOCKS.LOCK_SH | LOCKS.LOCK_NB", TEST_ALONE),

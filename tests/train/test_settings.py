@@ -27,7 +27,7 @@ def test_the_same_words_are_the_same_and_others_are_not(disk):
     assert not here(None, "m") and not here("m", None) and not here({"a": 1}, {"b": 1})
 
 
-@pytest.mark.parametrize("before, now", [("regex:a/", "regex:a"), ("/", "//"), ("query: /", "query: "), ("base", "./base"), ("", "."), ("a,b", "a:b"), ("a,b", "a")])
+@pytest.mark.parametrize("before, now", [("regex:a/", "regex:a"), ("/", "//"), ("query: /", "query: "), ("base", "./base"), ("", "."), ("a,b", "a:b"), ("a,b", "a"), ("\0", "m"), ("m", "m\0")])
 def test_words_that_are_no_paths_are_words(disk, before, now):
     assert not same(before, now, disk / "a", disk / "a")
 
