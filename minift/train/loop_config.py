@@ -53,7 +53,7 @@ class LoopConfig:
     precision: Precision = "auto"
     """auto: bf16 where a quick measurement finds it faster."""
     compile: bool = False
-    """torch.compile the loss: a minute at the start, faster steps; best when all batches have one shape."""
+    """torch.compile the loss: half a minute at the start, ten seconds where its cache is filled, and steps no faster on the CPU that was measured (benchmarks/LOG.md)."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     eval_every: int = 0
