@@ -166,15 +166,17 @@ class Loop:
         config, device = self.config, self.model.norm.weight.device
         torch.manual_seed(config.seed)
         every, step, stopped, said = config.eval_every or max(1, steps // 5), 0, "finished", []
-        kept, data = Checkpoints(self.folder, config.keep_last), fingerprint.fingerprint([prompt.ids for prompt in train])
-        if config.resume:
-            place, extra = kept.restore(learner.modules, learner.optimizers, said.append)
-            fingerprint.compare(extra.pop("data", None), data)
-            if extra:
-                learner.restore(extra)
-            step = place.step
-        else:
-            kept.begin()
+        data = fingerprint.fingerprint([prompt.ids for prompt in train])
+        with alone(self.folder):
+            kept = Checkpoints(self.folder, config.keep_last)
+            if config.resume:
+                place, extra = kept.restore(learner.modules, learner.optimizers, said.append)
+                fingerprint.compare(extra.pop("data", None), data)
+                if extra:
+                    learner.restore(extra)
+                step = place.step
+            else:
+                kept.begin()
         before = after = self._kept(0)
         random = random_state(device)                                                   # of the next round's start
         too_far = lambda found: config.kl_limit is not None and found["kl"] > config.kl_limit

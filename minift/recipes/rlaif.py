@@ -137,7 +137,7 @@ def run(config: Config, quiet: bool = False) -> Result:
     table = markdown_table(["what", "count"], lines)
     write(folder / "report.md", f"# Preferences of {judge.name}\n\n{table}\n\n{markdown_table(['prompt', 'chosen', 'rejected'], shown)}\n")
     say("\n".join(f"  {name:<46}{value}" for name, value in lines) + f"\n{'kept' if begun else 'written'}: {file}")
-    if not kept:
+    if not kept and not begun:
         raise RunError(f"none of {len(pairs)} pairs has a winner by the judge {judge.name} ({counts.place} the same place in both orders, {counts.tie} ties, "
                        f"{counts.failed} without a vote), see {folder / 'report.md'}: there is nothing to train on")
     if following is None:

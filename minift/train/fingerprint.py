@@ -24,7 +24,7 @@ def fingerprint(value: Any) -> str:
 def compare(before: str | None, now: str) -> None:
     """before: the first start's, None of a run that was begun by an earlier version. Raises InputError if it is another."""
     if before not in (None, now):
-        raise InputError("the training data are not those that this run was begun with, or are cut into other tokens: bring those back, or start again with --overwrite")
+        raise InputError("the training data are not those that this run was begun with, or are cut into other tokens: bring those back, or start again with --overwrite (a chat template that writes the day makes other tokens the next: name another with --template)")
 
 
 def _read(value: Any, digest) -> None:

@@ -93,12 +93,14 @@ def fit(
     (per_epoch, steps), data = planned(config, len(first)), fingerprint.fingerprint(first)
     del first
     eval_every = config.eval_every or per_epoch
-    kept, place, said, stopped = Checkpoints(folder, config.keep_last, config.keep_best), Place(), [], "finished"
-    if resume:
-        place, extra = kept.restore(model, stateful, said.append)
-        fingerprint.compare(extra.get("data"), data)
-    else:
-        kept.begin()
+    place, said, stopped = Place(), [], "finished"
+    with alone(folder):
+        kept = Checkpoints(folder, config.keep_last, config.keep_best)
+        if resume:
+            place, extra = kept.restore(model, stateful, said.append)
+            fingerprint.compare(extra.get("data"), data)
+        else:
+            kept.begin()
     random = random_state(device)                                             # of the next step's start: what an interrupted one begins with again
     if hasattr(model, "checkpointing"):
         model.checkpointing = config.checkpointing

@@ -46,21 +46,24 @@ def _servers(*values: Any) -> bool:
 
 def _same(old: Any, new: Any, before: Told, now: Told) -> bool:
     if isinstance(old, str) and isinstance(new, str):
-        olds, news = re.split("([,:])", old), re.split("([,:])", new)
+        olds, news = ([old], [new]) if _is_path(new, now) else (re.split("([,:])", text) for text in (old, new))
         return len(olds) == len(news) and all(_same_part(*pair, before, now) for pair in zip(olds, news))
-    if isinstance(old, dict) and isinstance(new, dict):
-        return _same([*old.keys(), *old.values()], [*new.keys(), *new.values()], before, now)
+    if isinstance(old, dict) and isinstance(new, dict):                        # in any order, or, where keys were moved, in the same one
+        flat = lambda pairs: [value for pair in pairs for value in pair]
+        return any(_same(flat(order(old.items())), flat(order(new.items())), before, now) for order in (sorted, list))
     if isinstance(old, list) and isinstance(new, list):
         return len(old) == len(new) and all(_same(*pair, before, now) for pair in zip(old, new))
     return old == new
 
 
+def _is_path(text: str, told: Told) -> bool:
+    return "\0" not in text and os.path.exists(told.place(text.strip()))
+
+
 def _same_part(old: str, new: str, before: Told, now: Told) -> bool:
-    if not all(text.strip(" /") and "\0" not in text for text in (old, new)):
+    if not _is_path(new, now) or not all("\0" not in text and text.strip(" /.\n\t") for text in (old, new)):        # marks alone, a stop of ".", are no path
         return old == new
     was, present = before.place(old.strip()), now.place(new.strip())
-    if not os.path.exists(present):
-        return old == new
     if was == present or os.path.relpath(was, before.out) == os.path.relpath(present, now.out):
         return True
     return old == new and not os.path.exists(was)

@@ -234,11 +234,17 @@ def test_other_data_do_not_go_on_with_a_run(tmp_path):
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
     batches = [pad([example]) for example in EIGHT]
 
+    calls = []
+
     def meanwhile(model, batch):
-        train(tmp_path, batches)
+        calls.append(1)
+        if len(calls) == 3:
+            train(tmp_path, batches)
+        return exact_loss(model, batch)
 
     with pytest.raises(InputError, match="another process is training in .*run: wait until it has ended"):
-        train(tmp_path, batches, loss=meanwhile)
+        train(tmp_path, batches, loss=meanwhile, save_every=1)
+    assert (tmp_path / "run/checkpoints/step-2.safetensors").exists()                  # who is refused takes nothing away
     train(tmp_path, batches)
 
 

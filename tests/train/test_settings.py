@@ -61,6 +61,20 @@ def test_a_file_that_was_moved_alone_is_the_same_word_and_no_longer_where_it_was
     assert same("gone", "gone", disk / "a", disk / "b", out=str(disk / "a/runs/x"))
 
 
+@pytest.mark.parametrize("stop", ["\n", ".", "/", " ", "\n\n"])
+def test_marks_are_the_same_from_wherever_they_are_told(disk, stop):
+    assert same([stop], [stop], disk / "a", disk / "b", out=str(disk / "a/runs/x"))
+
+
+def test_pairs_have_no_order(disk):
+    assert same({"a": 1, "b": 2.0}, {"b": 2.0, "a": 1}, disk / "a", disk / "a") and not same({"a": 1, "b": 2}, {"b": 1, "a": 2}, disk / "a", disk / "a")
+
+
+def test_a_path_with_a_colon_in_it(disk):
+    (disk / "a/runs/12:30,5").mkdir()
+    assert same("runs/12:30,5", "12:30,5", disk / "a", disk / "a/runs", now_out="x")
+
+
 def test_only_a_judge_may_be_at_another_address():
     told = lambda **settings: Told(settings, "/")
     assert differing(told(judge="http://one/v1"), told(judge="https://two/v1"), {}) == []
